@@ -1,0 +1,243 @@
+"""slurmctld through pyslurm; scontrol only for what pyslurm cannot do (setting Gres).
+
+The only module that imports pyslurm. pyslurm 25.11 sends `Node(configured_gres=…)` in a form that
+leaves the node's Gres broken for scheduling, so Gres is set with scontrol (as an argument vector).
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyslurm
+from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
+
+from slurm_mig.core import demand
+from slurm_mig.core.model import Allocation, JobRequest, SlurmNode
+from slurm_mig.errors import SlurmMigError, UnreachableError
+
+SCONTROL_TIMEOUT_S = 15.0
+
+HOLDS_GRES = frozenset({"RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "STOPPED", "RESIZING"})
+UNSETTLED = frozenset({"COMPLETING", "CONFIGURING"})
+
+
+@contextmanager
+def _translated(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except pyslurm.PyslurmError as error:
+        raise UnreachableError(
+            f"{doing}: {error}", hint="Is slurmctld up? Try `scontrol ping`."
+        ) from error
+
+
+class PyslurmCluster:
+    """The cluster that slurm.conf names, with the rights of the calling user (root)."""
+
+    def nodes(self) -> dict[str, SlurmNode]:
+        """Every node that slurmctld shows, with the gpu slots that its jobs have."""
+        with _translated("reading nodes from slurmctld"):
+            nodes = pyslurm.Nodes.load()
+            jobs = pyslurm.Jobs.load()
+            reserved = _reserved_nodes()
+        allocations, unsettled = _by_node(jobs.values())
+        return {
+            name: _node(node, allocations.get(name, ()), unsettled.get(name, ()), name in reserved)
+            for name, node in nodes.items()
+        }
+
+    def node(self, name: str) -> SlurmNode:
+        """One node, read again. Raises UnreachableError also when it is not there any more."""
+        try:
+            return self.nodes()[name]
+        except KeyError:
+            raise UnreachableError(f"slurmctld has no node {name} any more") from None
+
+    def pending(self) -> list[JobRequest]:
+        """Every pending job that asks for gpus, whatever it waits for."""
+        with _translated("reading jobs from slurmctld"):
+            jobs = [job for job in pyslurm.Jobs.load().values() if job.state == "PENDING"]
+        extra = _other_tres() if any(not job.gres_per_node for job in jobs) else {}
+        requests = (_request(job, extra) for job in jobs)
+        return [r for r in requests if r is not None]
+
+    def drain(self, node: str, reason: str) -> None:
+        with _translated(f"draining {node}"):
+            pyslurm.Node(node).modify(pyslurm.Node(state="DRAIN", reason=reason))
+
+    def resume(self, node: str) -> None:
+        with _translated(f"resuming {node}"):
+            pyslurm.Node(node).modify(pyslurm.Node(state="RESUME"))
+
+    def set_gres(self, node: str, gres: str) -> None:
+        _scontrol("update", f"NodeName={node}", f"Gres={gres}")
+
+    def reconfigure(self) -> None:
+        """All daemons read their configuration again. The answer can time out although it is
+        done (measured on 26.05), so the caller verifies by state."""
+        try:
+            _scontrol("reconfigure")
+        except UnreachableError as error:
+            if "timed out" not in str(error).lower():
+                raise
+
+
+def _scontrol(*words: str) -> None:
+    _run("scontrol", *words)
+
+
+def _run(*command: str) -> str:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=SCONTROL_TIMEOUT_S, check=False
+        )
+    except FileNotFoundError as error:
+        raise SlurmMigError(f"{command[0]} is not installed here") from error
+    except subprocess.TimeoutExpired as error:
+        raise UnreachableError(f"`{' '.join(command)}` timed out") from error
+    if done.returncode:
+        raise UnreachableError(f"`{' '.join(command)}` failed: {(done.stderr or done.stdout).strip()}")
+    return done.stdout
+
+
+def _reserved_nodes() -> frozenset[str]:
+    """Nodes in a reservation that is active now."""
+    found: set[str] = set()
+    for reservation in pyslurm.Reservations.load().values():
+        if reservation.is_active:
+            found.update(expand(reservation.nodes))
+    return frozenset(found)
+
+
+def expand(nodes: str | None) -> frozenset[str]:
+    """`a100-[1-2]` to its names."""
+    return frozenset(NodeSet(nodes, resolver=RESOLVER_NOGROUP)) if nodes else frozenset()
+
+
+def _by_node(
+    jobs: Iterable[Any],
+) -> tuple[dict[str, tuple[Allocation, ...]], dict[str, tuple[str, ...]]]:
+    """Allocations and reasons for not being settled, by node name."""
+    allocations: dict[str, list[Allocation]] = {}
+    unsettled: dict[str, list[str]] = {}
+    for job in jobs:
+        states = _states(job)
+        if not states & HOLDS_GRES:
+            continue
+        for name, layout in job.get_resource_layout_per_node().items():
+            indexes = _indexes(layout.get("gres") or {})
+            if indexes:
+                held = Allocation(int(job.id), job.user_name or "?", indexes, min(states))
+                allocations.setdefault(name, []).append(held)
+        for state in sorted(states & UNSETTLED):
+            for name in expand(job.allocated_nodes):
+                unsettled.setdefault(name, []).append(f"job {job.id} is {state}")
+    return (
+        {name: tuple(found) for name, found in allocations.items()},
+        {name: tuple(found) for name, found in unsettled.items()},
+    )
+
+
+def _states(job: Any) -> frozenset[str]:
+    return frozenset(re.split(r"[+,]", job.state or ""))
+
+
+def _indexes(gres: Mapping[str, Any]) -> frozenset[int]:
+    found: set[int] = set()
+    for key, value in gres.items():
+        if key.split(":")[0] == "gpu" and isinstance(value, Mapping):
+            found |= demand.parse_indexes(str(value["indexes"]))
+    return frozenset(found)
+
+
+def _node(
+    node: Any, allocations: tuple[Allocation, ...], unsettled: tuple[str, ...], reserved: bool
+) -> SlurmNode:
+    return SlurmNode(
+        name=node.name,
+        states=frozenset(node.state.split("+")),
+        reason=node.reason or "",
+        gres={
+            key.partition(":")[2]: int(count)
+            for key, count in node.configured_gres.items()
+            if key.startswith("gpu:")
+        },
+        cpus=int(node.effective_cpus or 0),
+        cpus_alloc=int(node.allocated_cpus or 0),
+        memory_mib=int(node.real_memory or 0),
+        memory_alloc_mib=int(node.allocated_memory or 0),
+        partitions=frozenset(node.partitions or ()),
+        features=frozenset(node.active_features or ()),
+        allocations=allocations,
+        unsettled=unsettled,
+        reserved=reserved,
+        slurmd_start=int(node.slurmd_start_time or 0),
+    )
+
+
+def _request(job: Any, extra: Mapping[int, tuple[str, str]]) -> JobRequest | None:
+    nodes = int(job.num_nodes or 1)
+    per_node = ",".join(f"{key}:{count}" for key, count in job.gres_per_node.items())
+    per_job, per_task = extra.get(int(job.id), ("", ""))
+    gpus = demand.gpus_per_node(
+        per_node, per_job, per_task, nodes=nodes, tasks=int(job.ntasks or 1)
+    )
+    if not gpus:
+        return None
+    return JobRequest(
+        job_id=int(job.id),
+        user=job.user_name or "?",
+        partition=job.partition or "",
+        priority=int(job.priority or 0),
+        gpus=gpus,
+        nodes=nodes,
+        cpus=-(-int(job.cpus or 1) // nodes),
+        memory_mib=_memory(job, nodes),
+        features=demand.parse_constraint(job.constraints),
+        required_nodes=expand(job.required_nodes),
+        excluded_nodes=expand(job.excluded_nodes),
+        tasks=_array_tasks(job),
+        submit_time=int(job.submit_time or 0),
+        reason=(job.state_reason or "None").split(",")[0].split(" ")[0],
+    )
+
+
+def _other_tres() -> dict[int, tuple[str, str]]:
+    """`--gpus` and `--gpus-per-task` of every pending job, by job id.
+
+    pyslurm 25.11 splits these at `=`, Slurm 26.05 writes `gres/gpu:3g.20gb:1`: they are lost.
+    """
+    text = _run("squeue", "--noheader", "--states=PENDING", "--Format=JobID:|,tres-per-job:|,tres-per-task:|")
+    found = {}
+    for line in text.splitlines():
+        job_id, per_job, per_task, *_ = (*line.split("|"), "", "", "")
+        if job_id.strip().isdigit():
+            found[int(job_id)] = (per_job.strip(), per_task.strip())
+    return found
+
+
+def _memory(job: Any, nodes: int) -> int:
+    if job.memory_per_node:
+        return int(job.memory_per_node)
+    if job.memory_per_cpu:
+        return int(job.memory_per_cpu) * -(-int(job.cpus or 1) // nodes)
+    return 0
+
+
+def _array_tasks(job: Any) -> int:
+    """How many tasks of an array record still wait; its `%N` throttle caps them."""
+    text = job.array_tasks_waiting
+    if not text:
+        return 1
+    total = 0
+    for part in str(text).split(","):
+        span, _, step = part.partition(":")
+        low, _, high = span.partition("-")
+        if low.isdigit():
+            total += (int(high or low) - int(low)) // int(step or 1) + 1
+    limit = int(job.array_tasks_parallel or 0)
+    return max(1, min(total, limit) if limit else total)

@@ -1,0 +1,187 @@
+"""The remote command: `slurm-mig node serve` on each GPU node, JSON lines in and out.
+
+One process per node and cycle, started at the first request and kept until `close`, so that a
+reshape pays for one connection. The command is an argument vector from the configuration (ssh by
+default); nothing ever goes through a shell here. Answers of a node are decoded strictly: a node
+that has been taken over can only make its own reshape fail.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, TypeVar
+
+from slurm_mig import errors
+from slurm_mig.core.codec import decode, encode
+from slurm_mig.core.model import NodeChange, Slots
+from slurm_mig.core.records import NodeFacts
+from slurm_mig.errors import ConfigError, GpuError, SlurmMigError, UnreachableError
+
+T = TypeVar("T")
+
+ANSWER_LIMIT = 16 << 20
+"""Bytes of one answer; 8 GPUs with 7 instances each need some 20 KiB."""
+
+
+@dataclass
+class _Session:
+    process: subprocess.Popen[bytes]
+    buffer: bytearray = field(default_factory=bytearray)
+
+
+class RemoteNodes:
+    """The nodes through the remote command. `%h` in the command is the node's name."""
+
+    def __init__(self, command: Sequence[str], timeout_s: float) -> None:
+        self._command = list(command)
+        self._timeout_s = timeout_s
+        self._sessions: dict[str, _Session] = {}
+
+    def __enter__(self) -> RemoteNodes:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every session; a node command ends when its stdin does."""
+        for name in list(self._sessions):
+            self._drop(name, grace_s=2.0)
+
+    def observe(self, names: Sequence[str]) -> dict[str, NodeFacts | SlurmMigError]:
+        """Facts of all nodes, asked at the same time; a node that fails gives its error."""
+        deadline = time.monotonic() + self._timeout_s
+        found: dict[str, NodeFacts | SlurmMigError] = {}
+        asked = []
+        for name in names:
+            try:
+                self._send(name, "observe", None)
+                asked.append(name)
+            except SlurmMigError as error:
+                found[name] = error
+        for name in asked:
+            try:
+                found[name] = decode(NodeFacts, self._receive(name, deadline), name)
+            except SlurmMigError as error:
+                found[name] = error
+        return found
+
+    def reshape(self, name: str, change: NodeChange) -> NodeFacts:
+        return decode(NodeFacts, self._call(name, "reshape", encode(change)), name)
+
+    def publish(self, name: str, slots: Slots) -> None:
+        self._call(name, "publish", encode(slots))
+
+    def restart(self, name: str) -> None:
+        self._call(name, "restart", None)
+
+    def announce(self, name: str) -> None:
+        self._call(name, "announce", None)
+
+    def _call(self, name: str, verb: str, data: Any) -> Any:
+        self._send(name, verb, data)
+        return self._receive(name, time.monotonic() + self._timeout_s)
+
+    def _session(self, name: str) -> _Session:
+        session = self._sessions.get(name)
+        if session is None:
+            command = [word.replace("%h", name) for word in self._command]
+            try:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise UnreachableError(
+                    f"cannot run the remote command {command[0]}: {error.strerror}",
+                    hint="See remote.command in the configuration.",
+                ) from error
+            session = self._sessions[name] = _Session(process)
+        return session
+
+    def _send(self, name: str, verb: str, data: Any) -> None:
+        session = self._session(name)
+        assert session.process.stdin is not None
+        request = json.dumps({"verb": verb, "data": data}).encode() + b"\n"
+        try:
+            session.process.stdin.write(request)
+            session.process.stdin.flush()
+        except OSError as error:
+            raise self._lost(name, "the remote command ended") from error
+
+    def _receive(self, name: str, deadline: float) -> Any:
+        line = self._read_line(name, deadline)
+        try:
+            answer = json.loads(line)
+        except ValueError as error:
+            text = line[:200].decode(errors="replace")
+            raise self._lost(name, f"the remote command answered rubbish: {text!r}") from error
+        if not isinstance(answer, Mapping):
+            raise self._lost(name, "the remote command answered something else than an object")
+        if "error" in answer:
+            raise _remote_error(name, answer["error"])
+        return answer.get("result")
+
+    def _read_line(self, name: str, deadline: float) -> bytes:
+        session = self._session(name)
+        assert session.process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(session.process.stdout, selectors.EVENT_READ)
+            while b"\n" not in session.buffer:
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    raise self._lost(name, f"no answer within {self._timeout_s:g} s")
+                chunk = os.read(session.process.stdout.fileno(), 1 << 16)
+                if not chunk:
+                    raise self._lost(name, "the remote command ended")
+                session.buffer += chunk
+                if len(session.buffer) > ANSWER_LIMIT:
+                    raise self._lost(name, "the remote command's answer is too long")
+        line, _, rest = bytes(session.buffer).partition(b"\n")
+        session.buffer = bytearray(rest)
+        return line
+
+    def _lost(self, name: str, why: str) -> UnreachableError:
+        """The session is over: say why, with the last of what the command wrote to stderr."""
+        said = self._drop(name, grace_s=0.5)
+        return UnreachableError(
+            f"{name}: {why}{': ' + said if said else ''}",
+            hint=f"Try the remote command by hand: {' '.join(self._command).replace('%h', name)}",
+        )
+
+    def _drop(self, name: str, grace_s: float) -> str:
+        session = self._sessions.pop(name, None)
+        if session is None:
+            return ""
+        process = session.process
+        try:
+            _, said = process.communicate(timeout=grace_s)
+        except (subprocess.TimeoutExpired, OSError, ValueError):
+            process.kill()
+            _, said = process.communicate()
+        return (said or b"").decode(errors="replace").strip()[-500:]
+
+
+def _remote_error(name: str, data: Any) -> SlurmMigError:
+    """The node's own error as the same kind of error here."""
+    if not isinstance(data, Mapping):
+        return UnreachableError(f"{name}: unreadable error from the node")
+    message, hint = f"{name}: {data.get('message')}", str(data.get("hint") or "")
+    if data.get("kind") == "GpuError":
+        code = data.get("code")
+        return GpuError(message, code=code if isinstance(code, int) else 0, hint=hint)
+    kind = getattr(errors, str(data.get("kind")), SlurmMigError)
+    if not (isinstance(kind, type) and issubclass(kind, SlurmMigError)):
+        raise ConfigError(f"{name}: unknown error kind from the node")
+    return kind(message, hint=hint)

@@ -1,0 +1,171 @@
+"""The node's operating system: capability device nodes, slurmd, its hooks, the slot map.
+
+Runs on the GPU node as root; needs the standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import stat
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from slurm_mig.errors import ConfigError, SlurmMigError, UnreachableError
+
+CAP_MODE = 0o444
+"""Mode of a capability node (driver default; only mig/config is 0400)."""
+
+FORBIDDEN_MINORS = frozenset({1, 2})
+"""mig/config and mig/monitor: never handed to a job."""
+
+
+def caps_major() -> int:
+    """Major number of `nvidia-caps` from /proc/devices. Raises UnreachableError."""
+    for line in Path("/proc/devices").read_text().splitlines():
+        match = re.fullmatch(r"\s*(\d+) nvidia-caps", line)
+        if match:
+            return int(match[1])
+    raise UnreachableError(
+        "/proc/devices has no nvidia-caps line", hint="Is the NVIDIA driver loaded, with MIG?"
+    )
+
+
+def ensure_device_files(files: Iterable[str]) -> list[str]:
+    """Make the capability nodes that are missing; returns the paths made.
+
+    slurmd dies when a File of gres.conf does not exist, so this comes before its restart. The
+    driver makes such nodes on demand; one made here is the same node. Raises ConfigError for a
+    missing file that is not a capability node, and for capabilities no job may have.
+    """
+    made = []
+    for file in files:
+        match = re.fullmatch(r".*/nvidia-cap(\d+)", file)
+        if match and int(match[1]) in FORBIDDEN_MINORS:
+            raise ConfigError(f"{file} gives the right to change MIG: no slot may have it")
+        if os.path.exists(file):
+            continue
+        if not match:
+            raise ConfigError(f"device file {file} does not exist", hint="slurmd would not start.")
+        os.makedirs(os.path.dirname(file), exist_ok=True)
+        os.mknod(file, stat.S_IFCHR | CAP_MODE, os.makedev(caps_major(), int(match[1])))
+        os.chmod(file, CAP_MODE)
+        made.append(file)
+    return made
+
+
+class Slurmd:
+    """This node's slurmd, by its pid file and the site's restart command."""
+
+    def __init__(self, pid_file: str, restart_command: Sequence[str], deadline_s: float) -> None:
+        self._pid_file = Path(pid_file)
+        self._restart_command = list(restart_command)
+        self._deadline_s = deadline_s
+
+    def pid(self) -> int:
+        """Pid of the running slurmd, 0 if there is none."""
+        try:
+            pid = int(self._pid_file.read_text())
+            os.kill(pid, 0)
+        except (OSError, ValueError):
+            return 0
+        return pid
+
+    def restart(self) -> int:
+        """Restart slurmd (its steps live on in slurmstepd) and return the new pid.
+
+        Raises UnreachableError when the command fails or no new slurmd is up by the deadline.
+        """
+        old = self.pid()
+        try:
+            subprocess.run(
+                self._restart_command,
+                check=True,
+                capture_output=True,
+                text=True,
+                stdin=subprocess.DEVNULL,
+                timeout=self._deadline_s,
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            detail = getattr(error, "stderr", "") or error
+            raise UnreachableError(
+                f"restarting slurmd failed ({' '.join(self._restart_command)}): {detail}",
+                hint="See slurmd's log on the node.",
+            ) from error
+        new = _wait(lambda: self._changed(old), self._deadline_s)
+        if not new:
+            raise UnreachableError(
+                f"slurmd is not up {self._deadline_s:g} s after its restart",
+                hint="See slurmd's log on the node.",
+            )
+        return new
+
+    def _changed(self, old: int) -> int:
+        pid = self.pid()
+        return pid if pid != old else 0
+
+    def announce(self) -> None:
+        """SIGHUP: slurmd reads its configuration and registers at once. Raises if none runs."""
+        pid = self.pid()
+        if not pid:
+            raise UnreachableError(f"no slurmd runs here (by {self._pid_file})")
+        os.kill(pid, signal.SIGHUP)
+
+    def hooks(self) -> tuple[str, ...]:
+        """Prologs and epilogs that slurmd runs now: its children that are not slurmstepd."""
+        pid = self.pid()
+        if not pid:
+            return ()
+        return tuple(_children(pid))
+
+
+def _children(parent: int) -> Iterable[str]:
+    for task in Path(f"/proc/{parent}/task").glob("*/children"):
+        try:
+            pids = task.read_text().split()
+        except OSError:
+            continue
+        for pid in pids:
+            try:
+                name = Path(f"/proc/{pid}/comm").read_text().strip()
+            except OSError:
+                continue
+            if not name.startswith(("slurmstepd", "slurmd", "slurmscriptd")):
+                yield f"{pid} {name}"
+
+
+def _wait(ready: Callable[[], int], deadline_s: float) -> int:
+    end = time.monotonic() + deadline_s
+    while True:
+        value = ready()
+        if value or time.monotonic() > end:
+            return value
+        time.sleep(0.005)
+
+
+def devices_constrained(slurm_conf: Path) -> bool:
+    """True if cgroup.conf beside slurm.conf says ConstrainDevices=yes."""
+    try:
+        text = (slurm_conf.parent / "cgroup.conf").read_text()
+    except OSError:
+        return False
+    return re.search(r"(?im)^\s*ConstrainDevices\s*=\s*yes\b", text) is not None
+
+
+class RealClock:
+    """The machine's clock."""
+
+    def now(self) -> float:
+        return time.time()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+def require_root(doing: str) -> None:
+    """Raises SlurmMigError when not root."""
+    if os.geteuid() != 0:
+        raise SlurmMigError(f"{doing} needs root; nothing was changed")

@@ -1,0 +1,274 @@
+"""The command line: the only module that prints, and the one that turns errors into exit codes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from slurm_mig import __version__, config
+from slurm_mig.errors import Exit, SlurmMigError
+
+if TYPE_CHECKING:
+    from slurm_mig.assembly import Assembly
+
+CONFIG_OPTION = click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    envvar="SLURM_MIG_CONFIG",
+    default=Path(config.DEFAULT_PATH),
+    show_default=True,
+    help="Configuration file.",
+)
+JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+class Commands(click.Group):
+    """A group whose commands end with the exit code of the error that stopped them."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SlurmMigError as error:
+            click.echo(f"slurm-mig: {error}", err=True)
+            ctx.exit(int(error.exit_code))
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "--version", prog_name="slurm-mig")
+@click.option("-v", "--verbose", is_flag=True, help="Also log every decision.")
+def main(verbose: bool) -> None:  # noqa: FBT001 - click passes it by name
+    """Reshape NVIDIA MIG GPUs to what the Slurm queue asks for, while the node's jobs run.
+
+    \b
+    Exit codes: 0 done or nothing to do, 1 refused, 2 wrong usage, 3 a bad file,
+    4 slurmctld, a node or the driver does not answer, 5 busy, 6 a node needs a person.
+    """  # noqa: D301
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(levelname)s %(message)s",
+    )
+
+
+def _assembly(config_path: Path) -> Assembly:
+    from slurm_mig.assembly import Assembly  # noqa: PLC0415 - not on GPU nodes
+
+    return Assembly.of(config.load(config_path))
+
+
+@main.command()
+@CONFIG_OPTION
+@click.option("--loop", "loop_s", type=click.FloatRange(min=0.1), help="Repeat, pausing SECONDS.")
+@click.option("--dry-run", is_flag=True, help="Plan only; the same as `slurm-mig plan`.")
+def reconcile(config_path: Path, loop_s: float | None, dry_run: bool) -> None:  # noqa: FBT001
+    """Run one cycle: give the queue the MIG instances it waits for, where that is safe."""
+    if dry_run:
+        _print_plan(config_path, as_json=False)
+        return
+    ending = _ending()
+    while True:
+        assembly = _assembly(config_path)
+        with assembly.store.lock(), assembly.nodes:
+            report = assembly.reconciler().cycle()
+            quarantined = [
+                t.node
+                for name in assembly.store.managed()
+                if (t := assembly.store.transaction(name)) and t.is_open
+            ]
+        click.echo(report.sentence)
+        if loop_s is None:
+            sys.exit(Exit.ATTENTION if quarantined else Exit.OK)
+        if ending(loop_s):
+            return
+
+
+def _ending() -> Callable[[float], bool]:
+    """A wait that SIGTERM cuts short: between two cycles, never inside one."""
+    asked: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        asked.append(number)
+
+    signal.signal(signal.SIGTERM, note)
+
+    def wait(seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while not asked and time.monotonic() < end:
+            time.sleep(min(0.1, seconds))
+        return bool(asked)
+
+    return wait
+
+
+@main.command()
+@CONFIG_OPTION
+@JSON_OPTION
+def plan(config_path: Path, as_json: bool) -> None:  # noqa: FBT001
+    """Show what the next cycle would do, as a diff with reasons; change nothing."""
+    _print_plan(config_path, as_json=as_json)
+
+
+def _print_plan(config_path: Path, *, as_json: bool) -> None:
+    from slurm_mig import render  # noqa: PLC0415
+
+    assembly = _assembly(config_path)
+    with assembly.nodes:
+        reconciler = assembly.reconciler()
+        seen = reconciler.observe()
+        wanted = reconciler.plan(seen)
+    if as_json:
+        click.echo(json.dumps(render.plan_json(wanted, seen.views), indent=2))
+    else:
+        click.echo(render.plan_text(wanted, seen.views), nl=False)
+
+
+@main.command()
+@CONFIG_OPTION
+@JSON_OPTION
+def status(config_path: Path, as_json: bool) -> None:  # noqa: FBT001
+    """Draw every managed GPU's instances, who has them, what waits and why."""
+    from slurm_mig import render  # noqa: PLC0415
+
+    assembly = _assembly(config_path)
+    with assembly.nodes:
+        reconciler = assembly.reconciler()
+        seen = reconciler.observe()
+        reasons = {r.job_id: r.reason for r in reconciler.plan(seen).refusals}
+    report = assembly.store.report()
+    waiting = [(r, _why(r.job_id, r.reason, reasons)) for r in seen.requests]
+    transactions = [t for t in seen.transactions.values() if t.is_open]
+    if as_json:
+        shown = render.status_json(
+            seen.views, waiting=waiting, transactions=transactions, report=report
+        )
+        click.echo(json.dumps(shown, indent=2))
+        return
+    click.echo(
+        render.status_text(
+            seen.views,
+            waiting=waiting,
+            transactions=transactions,
+            report=report,
+            width=shutil.get_terminal_size((100, 24)).columns,
+        ),
+        nl=False,
+    )
+
+
+def _why(job_id: int, slurm_reason: str, refusals: dict[int, str]) -> str:
+    from slurm_mig.core.demand import WAITS_FOR_RESOURCES  # noqa: PLC0415
+
+    if job_id in refusals:
+        return refusals[job_id]
+    if slurm_reason not in WAITS_FOR_RESOURCES:
+        return f"waits for something else than resources: {slurm_reason}"
+    return "will be served: its instance is there, or the next cycle makes it"
+
+
+def _names(nodes: tuple[str, ...]) -> list[str]:
+    from slurm_mig.adapters.cluster import expand  # noqa: PLC0415
+
+    return [name for word in nodes for name in sorted(expand(word))]
+
+
+@main.command()
+@CONFIG_OPTION
+@click.argument("nodes", nargs=-1, required=True)
+@click.option("--wait", "wait_s", type=click.FloatRange(min=0), default=0.0, show_default=True,
+              help="Seconds to wait for the node's gpu jobs to end.")  # fmt: skip
+def enrol(config_path: Path, nodes: tuple[str, ...], wait_s: float) -> None:
+    """Take NODES into slurm-mig's care: constant gpu count, slots, fillers and guard.
+
+    The node must have no gpu job (or end them within --wait); Slurm is reconfigured once.
+    """
+    from slurm_mig.enrolment import Timing  # noqa: PLC0415
+
+    assembly = _assembly(config_path)
+    with assembly.store.lock(), assembly.nodes:
+        new = assembly.enrolment().enrol(
+            _names(nodes), assembly.store.managed(), assembly.build, Timing(wait_s)
+        )
+    for node in new:
+        click.echo(f"{node.name} enrolled: {len(node.slots)} slots, types {' '.join(node.possible)}")
+
+
+@main.command()
+@CONFIG_OPTION
+@click.argument("nodes", nargs=-1, required=True)
+@click.option("--wait", "wait_s", type=click.FloatRange(min=0), default=0.0, show_default=True,
+              help="Seconds to wait for the node's gpu jobs to end.")  # fmt: skip
+def leave(config_path: Path, nodes: tuple[str, ...], wait_s: float) -> None:
+    """Give NODES back: the site's own lines return, the MIG instances stay as they are."""
+    from slurm_mig.enrolment import Timing  # noqa: PLC0415
+
+    assembly = _assembly(config_path)
+    with assembly.store.lock(), assembly.nodes:
+        assembly.enrolment().leave(_names(nodes), assembly.store.managed(), Timing(wait_s))
+    click.echo(f"{', '.join(_names(nodes))}: back on the site's own lines")
+
+
+@main.command()
+@CONFIG_OPTION
+def rewrite(config_path: Path) -> None:
+    """Write nodes.conf, gres.conf and submit.lua again from the records, over any hand edit."""
+    assembly = _assembly(config_path)
+    with assembly.store.lock():
+        managed = list(assembly.store.managed().values())
+        assembly.files.write(managed)
+        assembly.write_submit_table(managed)
+    click.echo(f"{assembly.files.directory}: written for {len(managed)} nodes")
+
+
+@main.group()
+def node() -> None:
+    """What runs on a GPU node, as root; called by the controller."""
+
+
+def _agent(config_path: Path, name: str | None) -> Any:
+    from slurm_mig.adapters.system import require_root  # noqa: PLC0415
+    from slurm_mig.node import NodeAgent  # noqa: PLC0415
+
+    require_root("the node command")
+    settings = config.load_node(config_path)
+    return NodeAgent(settings, name or socket.gethostname().partition(".")[0])
+
+
+NAME_OPTION = click.option("--name", help="The node's NodeName; by default its short host name.")
+
+
+@node.command()
+@CONFIG_OPTION
+@NAME_OPTION
+def serve(config_path: Path, name: str | None) -> None:
+    """Answer JSON requests, one a line on stdin, until it ends."""
+    from slurm_mig.node import serve as answer  # noqa: PLC0415
+
+    answer(_agent(config_path, name), sys.stdin, sys.stdout)
+
+
+@node.command()
+@CONFIG_OPTION
+@NAME_OPTION
+def observe(config_path: Path, name: str | None) -> None:
+    """Print this node's GPUs and instances as JSON; change nothing."""
+    from slurm_mig.core.codec import encode  # noqa: PLC0415
+
+    click.echo(json.dumps(encode(_agent(config_path, name).observe()), indent=2))
+
+
+if __name__ == "__main__":
+    # A pipe that the reader closed is not worth a traceback.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    main()

@@ -1,0 +1,100 @@
+"""What the queue asks for: pending jobs to requests, and which of them count as demand.
+
+Only a job that waits for resources and for nothing else is demand: a held, dependent, begin-time
+or limit-blocked job would not start on a reshaped node either.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from slurm_mig.core.model import JobRequest
+
+WAITS_FOR_RESOURCES = frozenset(
+    {"None", "Resources", "Priority", "ReqNodeNotAvail", "NodeDown", "Reserved"}
+)
+"""Slurm's reasons (source: `job_state_reason_string`) under which new capacity starts a job.
+`ReqNodeNotAvail` and `NodeDown` are what jobs get that only a catalog node could take."""
+
+_TRES = re.compile(
+    r"(?:gres[/:])?gpu(?:[:/](?P<type>[A-Za-z][\w.+\-]*|\d+c?\.?[\w.+\-]*g\.[\w.+\-]*))?"
+    r"(?:[:=](?P<count>\d+))?(?:\([^)]*\))?$"
+)
+
+
+def parse_tres(text: str | None) -> dict[str, int]:
+    """`gres/gpu:3g.20gb:1,gres/gpu:1g.5gb=2` to `{"3g.20gb": 1, "1g.5gb": 2}`.
+
+    An untyped request has the key "". Entries other than gpu are left out.
+    """
+    found: Counter[str] = Counter()
+    for entry in filter(None, (text or "").split(",")):
+        match = _TRES.fullmatch(entry.strip())
+        if match:
+            found[match["type"] or ""] += int(match["count"] or 1)
+    return dict(found)
+
+
+def parse_gres(text: str | None) -> dict[str, int]:
+    """A node's Gres (`gpu:1g.5gb:7(S:0),gpu:off:8`) to counts by type, in its order."""
+    counts: dict[str, int] = {}
+    for entry in filter(None, re.sub(r"\([^)]*\)", "", text or "").split(",")):
+        parts = entry.split(":")
+        if parts[0] == "gpu" and len(parts) == 3:
+            counts[parts[1]] = counts.get(parts[1], 0) + int(parts[2])
+    return counts
+
+
+def parse_indexes(text: str) -> frozenset[int]:
+    """`0-2,5` (Slurm's IDX) to a set; `N/A` to an empty one."""
+    indexes: set[int] = set()
+    for part in text.split(","):
+        low, _, high = part.strip().partition("-")
+        if low.isdigit():
+            indexes.update(range(int(low), int(high or low) + 1))
+    return frozenset(indexes)
+
+
+NO_NODE = frozenset({"a constraint that slurm-mig does not understand"})
+"""Stands for a `--constraint` with counts, brackets or parentheses: no node is known to match."""
+
+
+def parse_constraint(text: str | None) -> tuple[frozenset[str], ...]:
+    """`a100&nvme|h100` to its alternatives; see `JobRequest.features`."""
+    if not text:
+        return ()
+    if re.search(r"[\[\]()*]", text):
+        return (NO_NODE,)
+    return tuple(frozenset(re.split(r"[&,]", part)) for part in text.split("|"))
+
+
+def gpus_per_node(
+    per_node: str | None, per_job: str | None, per_task: str | None, *, nodes: int, tasks: int
+) -> dict[str, int]:
+    """Instances by type on each node, from the ways a job can ask for them.
+
+    A total that does not divide by the nodes is rounded up: one node may get more.
+    """
+    wanted: Counter[str] = Counter(parse_tres(per_node))
+    if not wanted:
+        for gres_type, count in parse_tres(per_job).items():
+            wanted[gres_type] += -(-count // max(nodes, 1))
+    if not wanted:
+        for gres_type, count in parse_tres(per_task).items():
+            wanted[gres_type] += -(-count * max(tasks, 1) // max(nodes, 1))
+    return dict(wanted)
+
+
+def waiting(requests: Iterable[JobRequest]) -> list[JobRequest]:
+    """The requests that count, in the order in which Slurm would start them."""
+    counted = [r for r in requests if r.reason in WAITS_FOR_RESOURCES and r.gpus]
+    return sorted(counted, key=lambda r: (-r.priority, r.submit_time, r.job_id))
+
+
+def blocked(requests: Iterable[JobRequest]) -> Mapping[int, str]:
+    """Jobs that want gpus but wait for something else, with Slurm's reason."""
+    return {
+        r.job_id: r.reason for r in requests if r.gpus and r.reason not in WAITS_FOR_RESOURCES
+    }

@@ -1,0 +1,311 @@
+"""The values that every other module speaks in: NVIDIA's and Slurm's words, frozen.
+
+Built by the adapters from what NVML and Slurm say, read by the core. Never does I/O.
+Memory is counted in MiB, places on a GPU in memory slices, times in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+GUARD = "guard"
+"""Type of the last slot of a managed node: it holds every capability node that no other slot has."""
+
+ZERO = "none"
+"""A type that no device ever has. Listed with count 0 in every Gres line: slurmctld rebuilds a
+node's topology at a registration when a listed type has count 0 (Slurm source,
+interfaces/gres.c `_node_config_validate`)."""
+
+
+def is_filler(gres_type: str) -> bool:
+    """True for types that no job may ask for: `off`, `off1`, … and the guard."""
+    return gres_type in (GUARD, ZERO) or (
+        gres_type.startswith("off") and (gres_type[3:] == "" or gres_type[3:].isdigit())
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A GPU instance profile as one GPU's driver reports it (NVML GpuInstanceProfileInfo)."""
+
+    name: str
+    id: int
+    compute_slices: int
+    size: int
+    """Memory slices of one placement."""
+    starts: tuple[int, ...]
+    max_count: int
+
+    @property
+    def attribute(self) -> str:
+        """`me` for `1g.5gb+me`, empty for a plain profile."""
+        for sign in "+-":
+            if sign in self.name:
+                return self.name.split(sign, 1)[1]
+        return ""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Placement:
+    """A profile at a place of one GPU, in memory slices."""
+
+    start: int
+    size: int
+    profile: str
+
+    def overlaps(self, other: Placement) -> bool:
+        return self.start < other.start + other.size and other.start < self.start + self.size
+
+    def __str__(self) -> str:
+        return f"{self.profile}@{self.start}"
+
+
+Layout = frozenset[Placement]
+
+
+def counts(placements: Iterable[Placement]) -> str:
+    """`3g.20gb, 1g.5gb*3`: the placements by profile, for people."""
+    tally: dict[str, int] = {}
+    for placement in sorted(placements):
+        tally[placement.profile] = tally.get(placement.profile, 0) + 1
+    return ", ".join(name if n == 1 else f"{name}*{n}" for name, n in tally.items()) or "empty"
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A GPU instance with its one compute instance, as found on the node."""
+
+    placement: Placement
+    gi: int
+    uuid: str
+    """UUID of the MIG device; empty when the GPU instance has no compute instance."""
+    gi_minor: int
+    files: tuple[str, ...]
+    """Device files a process needs: parent GPU, GPU-instance and compute-instance capability."""
+    pids: tuple[int, ...] = ()
+    compute_instances: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU of a node, as its driver describes it now."""
+
+    index: int
+    minor: int
+    uuid: str
+    model: str
+    memory_mib: int
+    mig: bool
+    """MIG mode is on (current)."""
+    profiles: tuple[Profile, ...] = ()
+    instances: tuple[Instance, ...] = ()
+    file: str = ""
+    pids: tuple[int, ...] = ()
+    mig_pending: bool = False
+    instance_minors: tuple[int, ...] = ()
+    """Capability minors of every GPU instance that this GPU could have."""
+    spare_minors: tuple[int, ...] = ()
+    """Capability minors that no instance ever uses: one per slot, for the fillers."""
+
+    @property
+    def compute_slices(self) -> int:
+        return max((p.compute_slices for p in self.profiles), default=0)
+
+    @property
+    def memory_slices(self) -> int:
+        return max((start + p.size for p in self.profiles for start in p.starts), default=0)
+
+    @property
+    def capacity(self) -> int:
+        """How many slots the GPU has: the most instances it can hold, 1 without MIG."""
+        return max((p.max_count for p in self.profiles), default=1) if self.mig else 1
+
+    @property
+    def layout(self) -> Layout:
+        return frozenset(i.placement for i in self.instances)
+
+    def profile(self, name: str) -> Profile | None:
+        return next((p for p in self.profiles if p.name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What one slot holds: a line of gres.conf."""
+
+    type: str
+    files: tuple[str, ...] = ()
+    uuid: str = ""
+    gpu: int = -1
+    placement: Placement | None = None
+
+    @property
+    def key(self) -> tuple[int, Placement | None]:
+        """Where the device is: the same before and after a reshape that keeps it."""
+        return (self.gpu, self.placement)
+
+
+Slots = tuple[Device, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """A job that has slots of a node, by GRES index."""
+
+    job_id: int
+    user: str
+    indexes: frozenset[int]
+    state: str = "RUNNING"
+
+
+class NodeCondition(Enum):
+    """Why a node may not be touched, or that it may."""
+
+    USABLE = "usable"
+    OURS = "fenced by slurm-mig"
+    ADMIN = "drained by an administrator"
+    AWAY = "not responding, down or powering"
+    RESERVED = "in an active reservation"
+
+
+@dataclass(frozen=True, slots=True)
+class SlurmNode:
+    """A node as slurmctld shows it."""
+
+    name: str
+    states: frozenset[str]
+    reason: str
+    gres: Mapping[str, int]
+    """Count by gpu type, in slurmctld's order, from Gres (never from CfgTRES)."""
+    cpus: int
+    cpus_alloc: int
+    memory_mib: int
+    memory_alloc_mib: int
+    partitions: frozenset[str]
+    features: frozenset[str] = frozenset()
+    allocations: tuple[Allocation, ...] = ()
+    unsettled: tuple[str, ...] = ()
+    """Why the node is not settled: `job 12 is COMPLETING`, …"""
+    reserved: bool = False
+    slurmd_start: int = 0
+    """Seconds since the epoch at which slurmd last registered as started."""
+
+    @property
+    def busy(self) -> frozenset[int]:
+        return frozenset(index for a in self.allocations for index in a.indexes)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """All that is known of a managed node at one moment."""
+
+    slurm: SlurmNode
+    gpus: tuple[Gpu, ...]
+    slots: Slots
+    """As published: the device at each GRES index."""
+    condition: NodeCondition = NodeCondition.USABLE
+    note: str = ""
+    """Why nothing may be done to the node now, for `status`."""
+
+    @property
+    def name(self) -> str:
+        return self.slurm.name
+
+    @property
+    def held(self) -> frozenset[int]:
+        """Indexes whose instance a process holds, by NVML."""
+        by_key = {
+            (gpu.index, i.placement): i.pids for gpu in self.gpus for i in gpu.instances if i.pids
+        }
+        by_key.update({(gpu.index, None): gpu.pids for gpu in self.gpus if gpu.pids})
+        return frozenset(
+            n
+            for n, device in enumerate(self.slots)
+            if not is_filler(device.type) and device.key in by_key
+        )
+
+    @property
+    def busy(self) -> frozenset[int]:
+        """Indexes that must stay as they are: Slurm's allocation or a process says so."""
+        return self.slurm.busy | self.held
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """A pending job, as far as planning needs it. Counts are per node."""
+
+    job_id: int
+    user: str
+    partition: str
+    priority: int
+    gpus: Mapping[str, int]
+    """Instances by type that the job needs on each node."""
+    nodes: int = 1
+    cpus: int = 1
+    """CPUs on each node."""
+    memory_mib: int = 0
+    features: tuple[frozenset[str], ...] = ()
+    """Sets of features of which the node must have one whole; none: any node will do."""
+    required_nodes: frozenset[str] = frozenset()
+    excluded_nodes: frozenset[str] = frozenset()
+    tasks: int = 1
+    """Array tasks that wait: each is a job of its own."""
+    submit_time: int = 0
+    reason: str = ""
+
+    @property
+    def label(self) -> str:
+        wants = ", ".join(t if n == 1 else f"{t}*{n}" for t, n in sorted(self.gpus.items()))
+        return f"job {self.job_id} ({wants})"
+
+
+@dataclass(frozen=True, slots=True)
+class GpuChange:
+    """What one GPU gives up and gets."""
+
+    gpu: int
+    kept: tuple[Placement, ...]
+    destroyed: tuple[Placement, ...]
+    created: tuple[Placement, ...]
+
+    @property
+    def target(self) -> Layout:
+        return frozenset(self.kept + self.created)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeChange:
+    """A planned reshape of one node."""
+
+    node: str
+    gpus: tuple[GpuChange, ...]
+    slots: Slots
+    """Slots after it; devices that do not exist yet have no files or UUID."""
+    serves: tuple[int, ...]
+    """Jobs that it unblocks."""
+
+    @property
+    def blocking(self) -> frozenset[tuple[int, Placement]]:
+        """The instances that must go: none may be busy when it happens."""
+        return frozenset((g.gpu, p) for g in self.gpus for p in g.destroyed)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a waiting job is not served now."""
+
+    job_id: int
+    reason: str
+    wants: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one cycle wants to do, and why it leaves the rest alone."""
+
+    changes: tuple[NodeChange, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    startable: tuple[int, ...] = ()
+    """Jobs that can start on what is there now: not unmet demand."""
+    notes: tuple[str, ...] = field(default=())

@@ -1,0 +1,101 @@
+"""What slurm-mig remembers: the nodes in its care and the transactions under way.
+
+Kept as JSON in the state directory (adapters/store.py); this module only says what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from slurm_mig.core.model import Gpu, Layout, NodeChange, Placement, Slots, is_filler
+
+
+@dataclass(frozen=True)
+class ManagedNode:
+    """A node in our care. The number of its slots never changes while it is."""
+
+    name: str
+    attributes: Mapping[str, str]
+    """The node's slurm.conf attributes but Gres, as the site wrote them."""
+    slots: Slots
+    """As last published, guard included."""
+    possible: tuple[str, ...]
+    """Every gpu type that the node can ever have, without fillers."""
+    whole_types: Mapping[int, str] = field(default_factory=dict)
+    """Slurm type of each GPU that has MIG off, by GPU index."""
+    cores: Mapping[int, str] = field(default_factory=dict)
+    """`Cores=` of each GPU, where the site's gres.conf gave it."""
+    baseline: Mapping[int, tuple[Placement, ...]] = field(default_factory=dict)
+    """Layout of each GPU that fills room nobody asked for: the one found at enrolment."""
+    partitions: tuple[str, ...] = ()
+    most: Mapping[str, int] = field(default_factory=dict)
+    """The most devices of each possible type that the node can have at once."""
+
+    @property
+    def baselines(self) -> dict[int, Layout]:
+        return {gpu: frozenset(placements) for gpu, placements in self.baseline.items()}
+
+    @property
+    def fillers(self) -> frozenset[str]:
+        return frozenset(d.type for d in self.slots if is_filler(d.type))
+
+
+class Phase(Enum):
+    """How far a node's transaction has come. Each is journalled before its work begins."""
+
+    FENCED = "fenced"
+    RESHAPED = "reshaped"
+    PUBLISHED = "published"
+    RELEASED = "released"
+    ABANDONED = "abandoned"
+    QUARANTINED = "quarantined"
+
+
+OPEN = frozenset({Phase.FENCED, Phase.RESHAPED, Phase.PUBLISHED})
+
+
+@dataclass(frozen=True)
+class Transaction:
+    """One reshape of one node, from the fence to the release."""
+
+    id: str
+    node: str
+    phase: Phase
+    reason: str
+    """The reason that we put on the node when we drained it."""
+    started: float
+    change: NodeChange
+    before: Slots
+    slots: Slots = ()
+    """The slots being published; empty until they are known."""
+    finished: float = 0.0
+    note: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Time spent by phase."""
+
+    @property
+    def is_open(self) -> bool:
+        return self.phase in OPEN
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """What a node says of itself (`slurm-mig node observe`)."""
+
+    gpus: tuple[Gpu, ...]
+    driver: str = ""
+    slurmd_pid: int = 0
+    hooks: tuple[str, ...] = ()
+    """Prologs and epilogs that run now, as `pid command`."""
+
+
+@dataclass(frozen=True)
+class CycleReport:
+    """What the last cycle saw and did, for `status`."""
+
+    time: float
+    sentence: str
+    refusals: Mapping[int, str] = field(default_factory=dict)
+    """Why each waiting job is not served, by job id."""

@@ -1,0 +1,358 @@
+"""Taking a node into our care, and giving it back.
+
+The count and the type names of the node's gpus change here, once, so this needs a node without
+gpu jobs and a reconfigure; afterwards the count never changes. Called by `slurm-mig enrol` and
+`leave`, under the lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from slurm_mig.core import slots
+from slurm_mig.core.model import Gpu, SlurmNode, is_filler
+from slurm_mig.core.records import ManagedNode, NodeFacts
+from slurm_mig.errors import BusyError, ConfigError, SlurmMigError, UnreachableError, UsageError
+from slurm_mig.executor import REASON
+from slurm_mig.ports import Clock, Cluster, Nodes
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.2
+
+
+class SiteFiles(Protocol):
+    """The site's slurm.conf and gres.conf (adapters/slurmfiles.py)."""
+
+    def load(self) -> None: ...
+    def node(self, name: str) -> Any: ...
+    def gres_lines(self, node: str) -> Sequence[Any]: ...
+    def partitions_of(self, node: str) -> Sequence[Any]: ...
+    def value(self, key: str) -> str | None: ...
+    def manage(
+        self,
+        enrolled: Sequence[str],
+        catalog: Sequence[str] = (),
+        catalog_partitions: Mapping[str, Sequence[str]] | None = None,
+    ) -> Sequence[Any]: ...
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Waiting, in seconds. `wait_s` is how long to wait for the node's gpu jobs to end."""
+
+    wait_s: float = 0.0
+    settle_s: float = 60.0
+
+
+def refuse_unsupported(site: SiteFiles) -> None:
+    """Raises ConfigError for what slurm-mig cannot live beside (each with its reason)."""
+    select = (site.value("SelectType") or "select/cons_tres").lower()
+    if select != "select/cons_tres":
+        raise ConfigError(f"SelectType={select}: MIG types need select/cons_tres; nothing changed")
+    types = {t.strip().lower() for t in (site.value("GresTypes") or "").split(",")}
+    if "gpu" not in types:
+        raise ConfigError("GresTypes in slurm.conf lacks gpu; nothing was changed")
+    for sharing in types & {"mps", "shard"}:
+        raise ConfigError(
+            f"GresTypes has {sharing}: fillers would carry {sharing}s too; nothing was changed"
+        )
+
+
+def managed_node(
+    site: SiteFiles, name: str, facts: NodeFacts, caps_dir: str, whole_type: str = ""
+) -> ManagedNode:
+    """What the node will be in our care: constant count, slots of what is there, fillers, guard.
+
+    Raises ConfigError for a node whose GPUs or lines are not understood.
+    """
+    definition = site.node(name)
+    attributes = {
+        k: v for k, v in definition.attributes.items() if k.lower() not in ("nodename", "gres")
+    }
+    lines = site.gres_lines(name)
+    whole = _whole_types(name, facts.gpus, lines, whole_type)
+    _refuse_unusual(name, facts.gpus)
+    total = sum(gpu.capacity for gpu in facts.gpus)
+    devices = [d for gpu in facts.gpus for d in slots.devices_of(gpu, whole.get(gpu.index, ""))]
+    arranged = slots.with_files(slots.arrange(total, {}, devices), facts.gpus, caps_dir)
+    most = _most(facts.gpus, whole)
+    return ManagedNode(
+        name=name,
+        attributes=attributes,
+        slots=arranged,
+        possible=tuple(sorted(most)),
+        whole_types=whole,
+        cores=_cores(facts.gpus, lines),
+        baseline={g.index: tuple(sorted(g.layout)) for g in facts.gpus if g.mig},
+        partitions=tuple(p.name for p in site.partitions_of(name)),
+        most=most,
+    )
+
+
+def _refuse_unusual(name: str, gpus: Sequence[Gpu]) -> None:
+    for gpu in gpus:
+        for instance in gpu.instances:
+            if instance.compute_instances != 1:
+                raise ConfigError(
+                    f"{name} GPU {gpu.index}: {instance.placement} has "
+                    f"{instance.compute_instances} compute instances; one is supported",
+                    hint="Destroy that GPU instance first; nothing was changed.",
+                )
+        if gpu.mig != gpu.mig_pending:
+            raise ConfigError(
+                f"{name} GPU {gpu.index}: a MIG mode change is pending; reset the GPU first"
+            )
+
+
+def _whole_types(
+    name: str, gpus: Sequence[Gpu], lines: Sequence[Any], default: str
+) -> dict[int, str]:
+    """Slurm type of each GPU without MIG: the site's own, by its device file."""
+    found = {}
+    for gpu in gpus:
+        if gpu.mig:
+            continue
+        named = [_type(line) for line in lines if gpu.file in _files(line)]
+        chosen = next((t for t in named if t), default)
+        if not chosen:
+            raise ConfigError(
+                f"{name} GPU {gpu.index} ({gpu.model}) has MIG off and no Type in gres.conf",
+                hint="Give it a Type there, or set whole_type in the configuration.",
+            )
+        found[gpu.index] = chosen
+    return found
+
+
+def _attribute(line: Any, key: str) -> str:
+    return next((v for k, v in line.attributes.items() if k.lower() == key.lower()), "")
+
+
+def _type(line: Any) -> str:
+    return _attribute(line, "Type")
+
+
+def _files(line: Any) -> list[str]:
+    """Device files of a gres.conf line, `nvidia[0-1]` expanded."""
+    text = _attribute(line, "File") or _attribute(line, "MultipleFiles")
+    found = []
+    for part in re.findall(r"[^,\[\]]+(?:\[[^\]]*\])?", text):
+        match = re.fullmatch(r"([^\[]*)\[([^\]]*)\]", part)
+        if match:
+            found += [f"{match[1]}{i}" for i in sorted(_numbers(match[2]))]
+        else:
+            found.append(part)
+    return found
+
+
+def _numbers(text: str) -> set[int]:
+    numbers: set[int] = set()
+    for part in text.split(","):
+        low, _, high = part.partition("-")
+        numbers.update(range(int(low), int(high or low) + 1))
+    return numbers
+
+
+def _cores(gpus: Sequence[Gpu], lines: Sequence[Any]) -> dict[int, str]:
+    found = {}
+    for gpu in gpus:
+        for line in lines:
+            cores = _attribute(line, "Cores")
+            if cores and gpu.file in _files(line):
+                found[gpu.index] = cores
+    return found
+
+
+def _most(gpus: Sequence[Gpu], whole: Mapping[int, str]) -> dict[str, int]:
+    """The most devices of each type that the node can have."""
+    most: Counter[str] = Counter(whole.values())
+    for gpu in gpus:
+        if gpu.mig:
+            most.update({p.name: p.max_count for p in gpu.profiles})
+    return dict(most)
+
+
+class Enrolment:
+    """Enrol and leave, over the ports. `commit` writes the site's and our files for a set of
+    managed nodes; `remember` and `forget` keep the records."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        nodes: Nodes,
+        clock: Clock,
+        commit: Callable[[Sequence[ManagedNode]], None],
+        remember: Callable[[ManagedNode], None],
+        forget: Callable[[str], None],
+    ) -> None:
+        self._cluster = cluster
+        self._nodes = nodes
+        self._clock = clock
+        self._commit = commit
+        self._remember = remember
+        self._forget = forget
+
+    def enrol(
+        self,
+        names: Sequence[str],
+        managed: Mapping[str, ManagedNode],
+        build: Callable[[str, NodeFacts], ManagedNode],
+        timing: Timing,
+    ) -> list[ManagedNode]:
+        """Take nodes into our care together, with one reconfigure. On failure they are as before.
+
+        Raises BusyError when a node has gpu jobs after `wait_s`, UsageError for a wrong name.
+        """
+        self._must_exist(names)
+        for name in names:
+            if name in managed:
+                raise UsageError(f"{name} is already enrolled; nothing was changed")
+        facts = self._facts(names)
+        new = [build(name, facts[name]) for name in names]
+        with_new = [*managed.values(), *new]
+        self._switch(names, timing, with_new, list(managed.values()), new)
+        for node in new:
+            self._remember(node)
+        return new
+
+    def leave(
+        self, names: Sequence[str], managed: Mapping[str, ManagedNode], timing: Timing
+    ) -> None:
+        """Give nodes back to the site's own lines; their instances stay as they are."""
+        for name in names:
+            if name not in managed:
+                raise UsageError(f"{name} is not enrolled; nothing was changed")
+        self._must_exist(names)
+        rest = [node for name, node in managed.items() if name not in names]
+        self._switch(names, timing, rest, list(managed.values()), [])
+        for name in names:
+            self._forget(name)
+
+    def _must_exist(self, names: Sequence[str]) -> None:
+        shown = self._cluster.nodes()
+        for name in names:
+            if name not in shown:
+                raise UsageError(
+                    f"slurmctld knows no node {name}; nothing was changed",
+                    hint=f"It knows: {', '.join(sorted(shown))}",
+                )
+
+    def _facts(self, names: Sequence[str]) -> dict[str, NodeFacts]:
+        found = {}
+        for name, facts in self._nodes.observe(names).items():
+            if isinstance(facts, SlurmMigError):
+                raise facts
+            found[name] = facts
+        return found
+
+    def _switch(
+        self,
+        names: Sequence[str],
+        timing: Timing,
+        target: Sequence[ManagedNode],
+        before: Sequence[ManagedNode],
+        new: Sequence[ManagedNode],
+    ) -> None:
+        """Fence, wait for an empty node, write, reconfigure, verify, release; or undo."""
+        fenced: list[str] = []
+        written = False
+        try:
+            for name in names:
+                self._fence(name)
+                fenced.append(name)
+            for name in names:
+                self._wait_empty(name, timing.wait_s)
+            written = True
+            self._commit(target)
+            self._apply(names, new, timing)
+        except SlurmMigError:
+            if written:
+                self._commit(before)
+                self._cluster.reconfigure()
+            for name in fenced:
+                self._cluster.resume(name)
+            raise
+        for name in names:
+            self._release(name, timing)
+
+    def _fence(self, name: str) -> None:
+        node = self._cluster.node(name)
+        if "DRAIN" in node.states:
+            raise BusyError(f"{name} is drained ({node.reason}); nothing was changed")
+        self._cluster.drain(name, f"{REASON}: enrolment")
+
+    def _wait_empty(self, name: str, wait_s: float) -> None:
+        deadline = self._clock.now() + wait_s
+        while True:
+            node = self._cluster.node(name)
+            jobs = sorted(str(a.job_id) for a in node.allocations)
+            if not jobs and not node.unsettled:
+                return
+            if self._clock.now() > deadline:
+                raise BusyError(
+                    f"{name} has gpu jobs ({', '.join(jobs) or node.unsettled[0]}): its gpu count "
+                    f"would change under them; nothing was changed",
+                    hint="Wait for them, or give `--wait SECONDS`.",
+                )
+            self._clock.sleep(POLL_S)
+
+    def _apply(
+        self, names: Sequence[str], new: Sequence[ManagedNode], timing: Timing
+    ) -> None:
+        """slurmctld reads the new lines; each slurmd is restarted; both must agree."""
+        by_name = {node.name: node for node in new}
+        self._cluster.reconfigure()
+        for name in names:
+            if name in by_name:
+                self._nodes.publish(name, by_name[name].slots)
+            else:
+                self._nodes.restart(name)
+        for name in names:
+            wanted = slots.tally(by_name[name].slots) if name in by_name else None
+            self._wait_for(name, lambda n, w=wanted: _registered(n, w), timing.settle_s)
+
+    def _wait_for(
+        self, name: str, ready: Callable[[SlurmNode], bool], deadline_s: float
+    ) -> None:
+        deadline = self._clock.now() + deadline_s
+        while True:
+            try:
+                node = self._cluster.node(name)
+                if ready(node):
+                    return
+                seen = f"{'+'.join(sorted(node.states))}, Gres {dict(node.gres)}, {node.reason!r}"
+            except UnreachableError as error:
+                seen = str(error)
+            if self._clock.now() > deadline:
+                raise UnreachableError(f"{name} did not register as wanted: {seen}")
+            self._clock.sleep(POLL_S)
+
+    def _release(self, name: str, timing: Timing) -> None:
+        self._cluster.resume(name)
+        self._nodes.announce(name)
+        self._wait_for(name, lambda n: not n.states & {"NOT_RESPONDING", "DRAIN"}, timing.settle_s)
+        log.info("%s: released", name)
+
+
+def _registered(node: SlurmNode, wanted: Mapping[str, int] | None) -> bool:
+    if node.states & {"INVALID_REG", "NOT_RESPONDING", "DOWN"}:
+        return False
+    if wanted is None:
+        return not any(is_filler(t) for t in node.gres)
+    return list(node.gres.items()) == list(wanted.items())
+
+
+def possible_by_partition(nodes: Sequence[ManagedNode]) -> dict[str, list[str]]:
+    """Types that a job of each partition can ever get, for the submit plugin."""
+    found: dict[str, set[str]] = {}
+    for node in nodes:
+        for partition in node.partitions:
+            found.setdefault(partition, set()).update(node.possible)
+    return {partition: sorted(types) for partition, types in found.items()}
+
+

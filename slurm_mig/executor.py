@@ -1,0 +1,396 @@
+"""Reshape one node while its jobs run: fence, reshape, publish, release.
+
+Called by the reconciler, under the lock. Every change is journalled before it is made and looked
+at afterwards. An executor that dies is followed by another that calls `recover` with the journal's
+transaction: it goes through the same steps from what it sees.
+
+Never: resumes a node that was not drained by us, destroys an instance that Slurm or NVML says is
+used, or releases a node whose views differ.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from slurm_mig.core import publish, slots
+from slurm_mig.core.model import Gpu, Instance, NodeChange, SlurmNode, Slots, is_filler
+from slurm_mig.core.records import ManagedNode, NodeFacts, Phase, Transaction
+from slurm_mig.core.transitions import Situation, Step, next_step
+from slurm_mig.errors import (
+    ArrangementError,
+    AttentionError,
+    BusyError,
+    GpuError,
+    SlurmMigError,
+    UnreachableError,
+)
+from slurm_mig.ports import Clock, Cluster, Files, Nodes, Store
+
+log = logging.getLogger(__name__)
+
+REASON = "slurm-mig"
+"""Every reason that we put on a node starts with this word and a colon."""
+
+POLL_S = 0.02
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long the executor waits, in seconds."""
+
+    settle_s: float = 10.0
+    register_s: float = 30.0
+    release_s: float = 30.0
+    caps_dir: str = "/dev/nvidia-caps"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one node's change."""
+
+    node: str
+    phase: Phase
+    seconds: float
+    note: str = ""
+
+    @property
+    def sentence(self) -> str:
+        if self.phase is Phase.RELEASED:
+            return f"{self.node} reshaped in {self.seconds:.2f} s"
+        return f"{self.node} {self.phase.value}: {self.note}"
+
+
+def ours(node: SlurmNode, transaction: Transaction) -> bool:
+    """True if the node's drain is the one of this transaction.
+
+    slurmctld itself overwrites the reason when a registration is refused between our two
+    registrations ("gres/gpu count too low …", "gres/gpu type changed …"): with INVALID_REG on a
+    node whose transaction is open, that is part of ours.
+    """
+    if "DRAIN" not in node.states:
+        return False
+    if node.reason.startswith(transaction.reason):
+        return True
+    return "INVALID_REG" in node.states and node.reason.startswith("gres/gpu ")
+
+
+class Executor:
+    """Carries out planned changes. `alive` is called between steps (tests stop it there)."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        nodes: Nodes,
+        files: Files,
+        store: Store,
+        clock: Clock,
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+        alive: Callable[[Step], None] = lambda _: None,
+    ) -> None:
+        self._cluster = cluster
+        self._nodes = nodes
+        self._files = files
+        self._store = store
+        self._clock = clock
+        self._limits = limits
+        self._alive = alive
+
+    def reshape(self, node: ManagedNode, change: NodeChange) -> Outcome:
+        """Carry out a planned change, or leave the node as it was and say why."""
+        ident = uuid.uuid4().hex[:8]
+        transaction = Transaction(
+            id=ident,
+            node=node.name,
+            phase=Phase.FENCED,
+            reason=f"{REASON}: reshaping ({ident})",
+            started=self._clock.now(),
+            change=change,
+            before=node.slots,
+        )
+        return self._run(transaction)
+
+    def recover(self, transaction: Transaction) -> Outcome:
+        """Finish what an earlier process left open, from what is seen now."""
+        log.warning("%s: resuming transaction %s (%s)", transaction.node, transaction.id,
+                    transaction.phase.value)  # fmt: skip
+        node = self._cluster.node(transaction.node)
+        if not ours(node, transaction):
+            return self._not_fenced(transaction, node)
+        return self._run(transaction, Situation(fenced=True))
+
+    def _not_fenced(self, transaction: Transaction, node: SlurmNode) -> Outcome:
+        """Our fence is not there: an administrator's hand, a lost drain, or we never made it."""
+        if "DRAIN" in node.states:
+            return self._finish(
+                transaction, Phase.ABANDONED, f"drained by somebody else: {node.reason}"
+            )
+        return self._run(transaction)
+
+    def _run(self, transaction: Transaction, seen: Situation = Situation()) -> Outcome:  # noqa: B008
+        run = _Run(self, transaction, seen)
+        try:
+            while (step := next_step(run.seen)) is not Step.DONE:
+                self._alive(step)
+                run.do(step)
+        except (BusyError, ArrangementError) as error:
+            return self._abandon(run, str(error))
+        except (GpuError, UnreachableError) as error:
+            if not run.fenced_once:
+                return self._finish(run.transaction, Phase.ABANDONED, str(error))
+            if isinstance(error, GpuError):
+                return self._abandon(run, str(error))
+            return self._quarantine(run, str(error))
+        return self._finish(run.transaction, Phase.RELEASED)
+
+    def _abandon(self, run: _Run, why: str) -> Outcome:
+        """The change cannot be made now. Publish what is there, and let the node go."""
+        log.warning("%s: not reshaped: %s", run.transaction.node, why)
+        if not run.fenced_once:
+            return self._finish(run.transaction, Phase.ABANDONED, why)
+        try:
+            if run.touched:
+                run.look_again()
+                run.seen = Situation(fenced=True, reshaped=True)
+                while (step := next_step(run.seen)) is not Step.DONE:
+                    run.do(step)
+            else:
+                run.release()
+        except SlurmMigError as error:
+            return self._quarantine(run, f"{why}; then {error}")
+        return self._finish(run.transaction, Phase.ABANDONED, why)
+
+    def _quarantine(self, run: _Run, why: str) -> Outcome:
+        """Left fenced: only a person can say what to do. The journal stays open for recovery."""
+        log.error("%s: left drained: %s", run.transaction.node, why)
+        self._store.save_transaction(replace(run.transaction, note=why))
+        seconds = self._clock.now() - run.transaction.started
+        return Outcome(run.transaction.node, Phase.QUARANTINED, seconds, why)
+
+    def _finish(self, transaction: Transaction, phase: Phase, note: str = "") -> Outcome:
+        now = self._clock.now()
+        self._store.save_transaction(replace(transaction, phase=phase, finished=now, note=note))
+        outcome = Outcome(transaction.node, phase, now - transaction.started, note)
+        log.info("%s", outcome.sentence)
+        return outcome
+
+
+class _Run:
+    """One pass over the steps: `seen` grows as each step's effect has been looked at."""
+
+    def __init__(self, executor: Executor, transaction: Transaction, seen: Situation) -> None:
+        self._x = executor
+        self.transaction = transaction
+        self.seen = seen
+        self.fenced_once = seen.fenced
+        self.touched = transaction.phase is not Phase.FENCED
+        self._facts: NodeFacts | None = None
+        self._node: SlurmNode | None = None
+        self._marks: dict[str, float] = {}
+
+    @property
+    def name(self) -> str:
+        return self.transaction.node
+
+    def do(self, step: Step) -> None:
+        work = {
+            Step.FENCE: self.fence,
+            Step.RESHAPE: self.reshape,
+            Step.WRITE: self.write,
+            Step.REGISTER: self.register,
+            Step.RELEASE: self.release,
+        }
+        start = self._x._clock.now()
+        work[step]()
+        self._marks[step.value] = self._x._clock.now() - start
+        self.transaction = replace(self.transaction, seconds=dict(self._marks))
+
+    def fence(self) -> None:
+        """Drain with our reason, then read again until the node is settled."""
+        before = self._x._cluster.node(self.name)
+        if "DRAIN" in before.states:
+            raise BusyError(f"{self.name} was drained by somebody else: {before.reason}")
+        self._x._store.save_transaction(self.transaction)
+        log.info("%s: fencing for %s", self.name, self.transaction.id)
+        self._x._cluster.drain(self.name, self.transaction.reason)
+        self.fenced_once = True
+        self.seen = replace(self.seen, fenced=True)
+        self._wait_settled()
+
+    def _wait_settled(self) -> None:
+        deadline = self._x._clock.now() + self._x._limits.settle_s
+        while True:
+            node = self._x._cluster.node(self.name)
+            if not ours(node, self.transaction):
+                raise BusyError(f"{self.name} was changed by somebody else: {node.reason}")
+            facts = self._observe()
+            waiting = [*node.unsettled, *(f"{hook} runs" for hook in facts.hooks)]
+            if not waiting:
+                self._node, self._facts = node, facts
+                return
+            if self._x._clock.now() > deadline:
+                raise BusyError(f"{self.name} did not settle: {', '.join(waiting)}")
+            self._x._clock.sleep(POLL_S)
+
+    def look_again(self) -> None:
+        """Forget what was seen of the node: the next step reads it again."""
+        self._node = self._facts = None
+
+    def _observe(self) -> NodeFacts:
+        facts = self._x._nodes.observe([self.name])[self.name]
+        if isinstance(facts, SlurmMigError):
+            raise facts
+        return facts
+
+    def _current(self) -> tuple[SlurmNode, NodeFacts]:
+        if self._node is None or self._facts is None:
+            self._wait_settled()
+        assert self._node is not None
+        assert self._facts is not None
+        return self._node, self._facts
+
+    def reshape(self) -> None:
+        """Destroy and create instances, when none that must go is used."""
+        node, facts = self._current()
+        blocking = self.transaction.change.blocking
+        for allocation in node.allocations:
+            for index in allocation.indexes:
+                device = self.transaction.before[index]
+                if (device.gpu, device.placement) in blocking:
+                    raise BusyError(
+                        f"job {allocation.job_id} has {device.placement} of GPU {device.gpu}"
+                    )
+        self._arrange(node, _after(facts.gpus, self.transaction.change))
+        self._journal(Phase.RESHAPED)
+        self.touched = True
+        log.info("%s: reshaping %s", self.name, _describe(self.transaction.change))
+        self._facts = self._x._nodes.reshape(self.name, self.transaction.change)
+        self.seen = replace(self.seen, reshaped=True)
+
+    def _arrange(self, node: SlurmNode, gpus: Sequence[Gpu]) -> Slots:
+        """The slots for these GPUs with every busy device at its index."""
+        managed = self._managed()
+        total = len(managed.slots) - 1
+        held = {
+            (gpu.index, i.placement) for gpu in gpus for i in gpu.instances if i.pids
+        }
+        before = self.transaction.before
+        now = {
+            d.key: d for gpu in gpus for d in slots.devices_of(gpu, managed.whole_types.get(gpu.index, ""))
+        }
+        busy = {
+            i: now.get(d.key, d)
+            for i, d in enumerate(before[:total])
+            if i in node.busy or (d.key in held and not is_filler(d.type))
+        }
+        taken = {d.key for d in busy.values()}
+        arranged = slots.arrange(total, busy, (d for k, d in now.items() if k not in taken))
+        return slots.with_files(arranged, gpus, self._x._limits.caps_dir)
+
+    def _managed(self) -> ManagedNode:
+        return self._x._store.managed()[self.name]
+
+    def write(self) -> None:
+        """gres.conf and the node's line, both written before slurmd may read them."""
+        node, facts = self._current()
+        new = self._arrange(node, facts.gpus)
+        self.transaction = replace(self.transaction, slots=new)
+        self._journal(Phase.PUBLISHED)
+        managed = self._x._store.managed()
+        managed[self.name] = replace(managed[self.name], slots=new)
+        self._x._files.write(list(managed.values()))
+        self.seen = replace(self.seen, written=True)
+
+    def register(self) -> None:
+        """slurmctld gets the new Gres, slurmd is restarted, and both must say the same.
+
+        When a type vanishes while jobs use gpus of the node this takes two registrations
+        (`slots.bridge_line`).
+        """
+        node, _ = self._current()
+        managed = replace(self._managed(), slots=self.transaction.slots)
+        bridge = None
+        if node.allocations:
+            bridge = slots.bridge_line(node.gres, managed.slots, publish.all_types(managed))
+        if bridge:
+            self._x._cluster.set_gres(self.name, bridge)
+            self._x._nodes.publish(self.name, managed.slots)
+            self._wait(lambda n: "INVALID_REG" in n.states, "the first registration")
+            self._x._cluster.set_gres(self.name, publish.node_gres(managed))
+            self._x._nodes.restart(self.name)
+        else:
+            self._x._cluster.set_gres(self.name, publish.node_gres(managed))
+            self._x._nodes.publish(self.name, managed.slots)
+        wanted = slots.tally(managed.slots)
+        self._wait(
+            lambda n: "INVALID_REG" not in n.states and list(n.gres.items()) == list(wanted.items()),
+            "slurmctld to show the new Gres",
+        )
+        self._x._store.save_managed(managed)
+        self.seen = replace(self.seen, registered=True)
+
+    def _wait(self, ready: Callable[[SlurmNode], bool], what: str) -> SlurmNode:
+        deadline = self._x._clock.now() + self._x._limits.register_s
+        while True:
+            node = self._x._cluster.node(self.name)
+            if ready(node):
+                return node
+            if self._x._clock.now() > deadline:
+                shown = ",".join(f"{t}:{n}" for t, n in node.gres.items())
+                raise UnreachableError(
+                    f"{self.name}: waited {self._x._limits.register_s:g} s for {what}; it shows "
+                    f"{'+'.join(sorted(node.states))}, Gres {shown}, reason {node.reason!r}"
+                )
+            self._x._clock.sleep(POLL_S)
+
+    def release(self) -> None:
+        """Resume, have slurmd register at once, and wait until slurmctld can reach it.
+
+        Without the registration nothing starts on the node until its next ping, and a running
+        job's new step can hang (measured: up to 11 s beside an unreachable node).
+        """
+        node = self._x._cluster.node(self.name)
+        if not ours(node, self.transaction):
+            raise AttentionError(
+                f"{self.name} is not ours to resume any more: "
+                f"{'+'.join(sorted(node.states))}, reason {node.reason!r}"
+            )
+        self._x._cluster.resume(self.name)
+        self._x._nodes.announce(self.name)
+        self._wait(
+            lambda n: not n.states & {"NOT_RESPONDING", "DRAIN", "INVALID_REG"},
+            "the node to respond after its release",
+        )
+        self.seen = replace(self.seen, released=True)
+
+    def _journal(self, phase: Phase) -> None:
+        self.transaction = replace(self.transaction, phase=phase)
+        self._x._store.save_transaction(self.transaction)
+
+
+def _after(gpus: Sequence[Gpu], change: NodeChange) -> list[Gpu]:
+    """The GPUs as they will be: only so that an order of slots is known to exist beforehand."""
+
+    parts = {part.gpu: part for part in change.gpus}
+    found = []
+    for gpu in gpus:
+        part = parts.get(gpu.index)
+        if part is None:
+            found.append(gpu)
+            continue
+        kept = [i for i in gpu.instances if i.placement in part.target]
+        new = part.target - {i.placement for i in kept}
+        made = [Instance(p, -1, "", 0, ()) for p in sorted(new)]
+        found.append(replace(gpu, instances=(*kept, *made)))
+    return found
+
+
+def _describe(change: NodeChange) -> str:
+    parts = []
+    for gpu in change.gpus:
+        minus = " ".join(f"-{p}" for p in gpu.destroyed)
+        plus = " ".join(f"+{p}" for p in gpu.created)
+        parts.append(f"GPU {gpu.gpu}: {minus} {plus}".strip())
+    return "; ".join(parts)

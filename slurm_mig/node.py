@@ -1,0 +1,167 @@
+"""The node side: observe, reshape, publish, as root on a GPU node.
+
+Called by the controller through the remote command as `slurm-mig node serve`: one JSON request a
+line on stdin, one JSON answer a line on stdout, until stdin ends. Only what this protocol has can
+be asked, so an ssh forced command may allow it and nothing else. Never talks to slurmctld.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from slurm_mig.adapters import system
+from slurm_mig.adapters.atomic import write_atomic
+from slurm_mig.adapters.gpus import NvmlGpus
+from slurm_mig.config import NodeSettings
+from slurm_mig.core import slotmap
+from slurm_mig.core.codec import decode, encode
+from slurm_mig.core.model import Gpu, GpuChange, Instance, NodeChange, Placement, Slots
+from slurm_mig.core.records import NodeFacts
+from slurm_mig.errors import BusyError, GpuError, SlurmMigError
+
+PROTOCOL = 1
+
+
+class NodeAgent:
+    """The verbs of a node."""
+
+    def __init__(self, settings: NodeSettings, node_name: str) -> None:
+        self._settings = settings
+        self._gpus = NvmlGpus(settings.caps_dir)
+        self._slurmd = system.Slurmd(
+            settings.pid_file.replace("%n", node_name),
+            settings.restart_command,
+            settings.restart_deadline_s,
+        )
+
+    def observe(self) -> NodeFacts:
+        """GPUs, driver, slurmd and its hooks, as they are now."""
+        return NodeFacts(
+            gpus=self._gpus.inventory(),
+            driver=self._gpus.driver(),
+            slurmd_pid=self._slurmd.pid(),
+            hooks=self._slurmd.hooks(),
+        )
+
+    def reshape(self, change: NodeChange) -> NodeFacts:
+        """Bring each GPU of the change to its target layout, or leave it as it was.
+
+        Safe to repeat: only what differs from the target is done. Raises BusyError before
+        anything is touched when an instance that must go has a process; GpuError when NVML
+        fails, after the instances that were there have been made again.
+        """
+        gpus = {gpu.index: gpu for gpu in self._gpus.inventory()}
+        for part in change.gpus:
+            _refuse_busy(gpus[part.gpu], part)
+        for part in change.gpus:
+            self._reshape_gpu(gpus[part.gpu], part)
+        facts = self.observe()
+        for part in change.gpus:
+            _verify(facts.gpus[part.gpu], part)
+        return facts
+
+    def _reshape_gpu(self, gpu: Gpu, part: GpuChange) -> None:
+        going = _going(gpu, part)
+        coming = sorted(part.target - {i.placement for i in gpu.instances if i.uuid})
+        try:
+            for instance in going:
+                self._gpus.destroy(gpu.index, instance.gi)
+            for placement in coming:
+                self._gpus.create(gpu.index, placement)
+        except GpuError:
+            self._restore(gpu, part)
+            raise
+
+    def _restore(self, before: Gpu, part: GpuChange) -> None:
+        """Back to the layout that was there: what we made goes, what we destroyed returns."""
+        now = {g.index: g for g in self._gpus.inventory()}[before.index]
+        for instance in now.instances:
+            if instance.placement in part.created and not instance.pids:
+                self._gpus.destroy(now.index, instance.gi)
+        for placement in sorted(before.layout - (now.layout - frozenset(part.created))):
+            self._gpus.create(now.index, placement)
+
+    def publish(self, slots: Slots) -> None:
+        """Make the device nodes that are missing, write the slot map, restart slurmd."""
+        system.ensure_device_files(file for device in slots for file in device.files)
+        constrained = system.devices_constrained(Path(self._settings.slurm_conf))
+        run_dir = Path(self._settings.run_dir)
+        run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        write_atomic(run_dir / "slots", slotmap.slot_map(slots, constrained=constrained))
+        self._slurmd.restart()
+
+    def restart(self) -> None:
+        self._slurmd.restart()
+
+    def announce(self) -> None:
+        self._slurmd.announce()
+
+
+def _going(gpu: Gpu, part: GpuChange) -> list[Instance]:
+    """Instances that the target does not have, and half-made ones in its way."""
+    return [
+        i
+        for i in gpu.instances
+        if i.placement in part.destroyed or (i.placement in part.created and not i.uuid)
+    ]
+
+
+def _refuse_busy(gpu: Gpu, part: GpuChange) -> None:
+    for instance in _going(gpu, part):
+        if instance.pids:
+            raise BusyError(
+                f"GPU {gpu.index}: {instance.placement} is held by process "
+                f"{', '.join(map(str, instance.pids))}; nothing was touched"
+            )
+
+
+def _verify(gpu: Gpu, part: GpuChange) -> None:
+    """NVML can report success and leave a remnant: look."""
+    whole = {i.placement for i in gpu.instances if i.uuid}
+    missing: Iterable[Placement] = part.target - whole
+    left = [i.placement for i in gpu.instances if i.placement in part.destroyed]
+    if missing or left:
+        raise GpuError(
+            f"GPU {gpu.index} is not as it should be after the reshape: "
+            f"missing {sorted(map(str, missing))}, left over {sorted(map(str, left))}",
+            code=0,
+        )
+
+
+def serve(agent: NodeAgent, requests: TextIO, answers: TextIO) -> None:
+    """Answer requests until there are none. A request that fails is answered with its error."""
+    verbs: Mapping[str, Callable[[Any], Any]] = {
+        "observe": lambda _: agent.observe(),
+        "reshape": lambda data: agent.reshape(decode(NodeChange, data, "change")),
+        "publish": lambda data: agent.publish(decode(Slots, data, "slots")),
+        "restart": lambda _: agent.restart(),
+        "announce": lambda _: agent.announce(),
+    }
+    for line in requests:
+        answers.write(json.dumps(_answer(verbs, line)) + "\n")
+        answers.flush()
+
+
+def _answer(verbs: Mapping[str, Callable[[Any], Any]], line: str) -> dict[str, Any]:
+    try:
+        request = json.loads(line)
+        if not isinstance(request, dict) or request.get("verb") not in verbs:
+            raise SlurmMigError(f"unknown request; known verbs: {', '.join(verbs)}")
+        result = verbs[request["verb"]](request.get("data"))
+        return {"protocol": PROTOCOL, "result": encode(result)}
+    except SlurmMigError as error:
+        return {
+            "protocol": PROTOCOL,
+            "error": {
+                "kind": type(error).__name__,
+                "message": str(error.args[0]),
+                "hint": error.hint,
+                "code": getattr(error, "code", 0),
+            },
+        }
+    except (ValueError, OSError) as error:
+        message = f"{type(error).__name__}: {error}"
+        return {"protocol": PROTOCOL, "error": {"kind": "SlurmMigError", "message": message}}

@@ -1,0 +1,195 @@
+"""One cycle: observe, demand, plan, review, execute, one sentence.
+
+Called by `slurm-mig reconcile` (a systemd timer) and, without acting, by `plan` and `status`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from slurm_mig.core import demand, planner, policy, slots
+from slurm_mig.core.model import JobRequest, NodeCondition, NodeView, Plan, SlurmNode
+from slurm_mig.core.records import CycleReport, ManagedNode, NodeFacts, Phase, Transaction
+from slurm_mig.errors import SlurmMigError
+from slurm_mig.executor import REASON, Executor, Outcome
+from slurm_mig.ports import Clock, Cluster, Files, Nodes, Store
+
+log = logging.getLogger(__name__)
+
+NOT_TOUCHED = frozenset(
+    {
+        "DOWN", "FAIL", "FAILING", "MAINT", "NOT_RESPONDING", "POWERED_DOWN", "POWERING_DOWN",
+        "POWERING_UP", "POWER_DOWN", "POWER_UP", "REBOOT_REQUESTED", "REBOOT_ISSUED", "PLANNED_REBOOT",
+        "DYNAMIC_FUTURE", "DYNAMIC_NORM", "FUTURE", "UNKNOWN", "INVALID_REG",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Everything that one cycle sees."""
+
+    views: tuple[NodeView, ...]
+    requests: tuple[JobRequest, ...]
+    transactions: Mapping[str, Transaction]
+
+
+class Reconciler:
+    """The cycle over the ports."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        nodes: Nodes,
+        files: Files,
+        store: Store,
+        clock: Clock,
+        executor: Executor,
+        rules: policy.Policy,
+    ) -> None:
+        self._cluster = cluster
+        self._nodes = nodes
+        self._files = files
+        self._store = store
+        self._clock = clock
+        self._executor = executor
+        self._rules = rules
+
+    def cycle(self) -> CycleReport:
+        """Recover what was interrupted, then do what the queue asks for. Call under the lock."""
+        outcomes = self._recover()
+        self._check_files()
+        seen = self.observe()
+        plan = self.plan(seen)
+        managed = self._store.managed()
+        outcomes += [self._executor.reshape(managed[c.node], c) for c in plan.changes]
+        report = CycleReport(
+            time=self._clock.now(),
+            sentence=_sentence(outcomes, plan),
+            refusals={**{r.job_id: r.reason for r in plan.refusals}, **_failures(outcomes, plan)},
+        )
+        self._store.save_report(report)
+        log.info("%s", report.sentence)
+        return report
+
+    def observe(self) -> Observation:
+        """Look at slurmctld and at every managed node; changes nothing."""
+        managed = self._store.managed()
+        shown = self._cluster.nodes() if managed else {}
+        names = [n for n in managed if n in shown and not _away(shown[n])]
+        facts = self._nodes.observe(names)
+        transactions = {n: t for n in managed if (t := self._store.transaction(n))}
+        views = tuple(
+            _view(node, shown.get(name), facts.get(name), transactions.get(name))
+            for name, node in managed.items()
+        )
+        return Observation(views, tuple(self._cluster.pending()), transactions)
+
+    def plan(self, seen: Observation) -> Plan:
+        """What the cycle would do with what it sees, after policy."""
+        waiting = demand.waiting(seen.requests)
+        baselines = {name: node.baselines for name, node in self._store.managed().items()}
+        wanted = planner.plan(seen.views, waiting, baselines)
+        return policy.review(wanted, waiting, seen.transactions, self._rules, self._clock.now())
+
+    def _recover(self) -> list[Outcome]:
+        outcomes = []
+        for name in self._store.managed():
+            transaction = self._store.transaction(name)
+            if transaction and transaction.is_open:
+                outcomes.append(self._executor.recover(transaction))
+        return outcomes
+
+    def _check_files(self) -> None:
+        """Raises DriftError before anything is changed when our files were edited by hand."""
+        managed = self._store.managed()
+        if not managed:
+            return
+        also = []
+        for name, node in managed.items():
+            transaction = self._store.transaction(name)
+            pending = transaction is not None and transaction.is_open and transaction.slots
+            also.append(replace(node, slots=transaction.slots) if transaction and pending else node)
+        self._files.check(list(managed.values()), also)
+
+
+def _away(node: SlurmNode) -> bool:
+    return bool(node.states & NOT_TOUCHED)
+
+
+def _view(
+    managed: ManagedNode,
+    shown: SlurmNode | None,
+    facts: NodeFacts | SlurmMigError | None,
+    transaction: Transaction | None,
+) -> NodeView:
+    """A node as all sources together show it, and whether it may be touched."""
+    if shown is None:
+        shown = SlurmNode(managed.name, frozenset({"UNKNOWN"}), "", {}, 0, 0, 0, 0, frozenset())
+    gpus = facts.gpus if isinstance(facts, NodeFacts) else ()
+    condition, note = _condition(managed, shown, facts, transaction)
+    return NodeView(shown, gpus, managed.slots, condition, note)
+
+
+def _condition(
+    managed: ManagedNode,
+    shown: SlurmNode,
+    facts: NodeFacts | SlurmMigError | None,
+    transaction: Transaction | None,
+) -> tuple[NodeCondition, str]:
+    if _away(shown):
+        return NodeCondition.AWAY, f"node is {'+'.join(sorted(shown.states))}"
+    if "DRAIN" in shown.states:
+        if transaction is not None and transaction.is_open and shown.reason.startswith(REASON):
+            return NodeCondition.OURS, transaction.note or f"in transition: {shown.reason}"
+        return NodeCondition.ADMIN, f"drained by an administrator: {shown.reason}"
+    if shown.reserved:
+        return NodeCondition.RESERVED, "in an active reservation"
+    if not isinstance(facts, NodeFacts):
+        return NodeCondition.AWAY, str(facts or "the node was not asked")
+    wanted = slots.tally(managed.slots)
+    if list(shown.gres.items()) != list(wanted.items()):
+        return NodeCondition.AWAY, (
+            f"slurmctld shows Gres {_short(shown.gres)}, published was {_short(wanted)}"
+        )
+    return _drift(managed, facts)
+
+
+def _drift(managed: ManagedNode, facts: NodeFacts) -> tuple[NodeCondition, str]:
+    """Instances that were changed by another hand: the node is left alone and says so."""
+    there = {(g.index, i.placement) for g in facts.gpus for i in g.instances}
+    published = {(d.gpu, d.placement) for d in managed.slots if d.placement is not None}
+    if there != published:
+        lost = ", ".join(f"GPU {g} {p}" for g, p in sorted(published - there))
+        new = ", ".join(f"GPU {g} {p}" for g, p in sorted(there - published))
+        return NodeCondition.AWAY, (
+            f"MIG instances were changed by another hand: missing {lost or 'none'}, "
+            f"unexpected {new or 'none'}"
+        )
+    return NodeCondition.USABLE, ""
+
+
+def _short(gres: Mapping[str, int]) -> str:
+    return ",".join(f"{t}:{n}" for t, n in gres.items()) or "none"
+
+
+def _failures(outcomes: list[Outcome], plan: Plan) -> dict[int, str]:
+    """Jobs whose reshape was planned and did not happen."""
+    failed = {o.node: o.note for o in outcomes if o.phase is not Phase.RELEASED}
+    return {job: failed[c.node] for c in plan.changes if c.node in failed for job in c.serves}
+
+
+def _sentence(outcomes: list[Outcome], plan: Plan) -> str:
+    """What the cycle did and why, in one line."""
+    done = "; ".join(o.sentence for o in outcomes)
+    served = sorted({job for c in plan.changes for job in c.serves})
+    if served:
+        done += f" for job {', '.join(map(str, served))}"
+    if plan.refusals:
+        first = plan.refusals[0]
+        more = f" (and {len(plan.refusals) - 1} more)" if len(plan.refusals) > 1 else ""
+        waits = f"{first.wants or first.job_id} waits: {first.reason}{more}"
+        return f"{done}; {waits}" if done else f"nothing to do; {waits}"
+    return done or "nothing to do: no waiting job needs another layout"
