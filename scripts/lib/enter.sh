@@ -5,10 +5,10 @@
 enter() {
     local root=$1
     shift
-    local work="$SLURM_MIG_CACHE/mnt"
-    mkdir -p "$work"
+    mkdir -p "$SLURM_MIG_CACHE/mnt"
     unshare -mpnu --fork --kill-child --propagation private bash -euc '
-        root=$1; project=$2; work=$3; shift 3
+        root=$1; project=$2; cache=$3; shift 3
+        work=$cache/mnt
         mount -t tmpfs -o mode=755 tmpfs "$work"
         mkdir "$work/upper" "$work/work" "$work/root"
         new=$work/root
@@ -16,6 +16,8 @@ enter() {
         mount -t proc proc "$new/proc"
         mount --rbind /sys "$new/sys"
         mount --bind "$project" "$new/opt/slurm-mig/src"
+        mkdir -p "$cache/simulator" "$new/opt/slurm-mig/simulator"
+        mount --bind "$cache/simulator" "$new/opt/slurm-mig/simulator"
         mount -t tmpfs -o mode=1777 tmpfs "$new/tmp"
         mount -t tmpfs -o mode=755 tmpfs "$new/run"
         mount -t tmpfs -o mode=755 tmpfs "$new/dev"
@@ -37,8 +39,10 @@ enter() {
         pivot_root . old
         umount -l /old
         rmdir /old
+        # The simulated driver: compiled once for each state of its sources.
+        /opt/slurm-mig/src/scripts/lib/install-simulator
         exec env -i PATH=/opt/slurm-mig/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
             HOME=/root LANG=C.UTF-8 TERM="${TERM:-dumb}" COLUMNS="${COLUMNS:-100}" CI="${CI:-}" \
             PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 "$@"
-    ' enter "$root" "$project" "$work" "$@"
+    ' enter "$root" "$project" "$SLURM_MIG_CACHE" "$@"
 }

@@ -1,0 +1,709 @@
+/* NVML's MIG calls: mode, profiles, placements, GPU instances, compute instances, MIG devices. */
+#include "api.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#define GPU_INSTANCE_PROFILE_COUNT 0x12
+#define COMPUTE_INSTANCE_PROFILE_COUNT 8
+
+/* -- mode ------------------------------------------------------------------------------------- */
+
+API int nvmlDeviceGetMigMode(struct handle *device, unsigned *current, unsigned *pending)
+{
+	int code = enter(__func__, device, GPU);
+
+	if (code)
+		return code;
+	if (!sim_model(gpu_of(device))->memory_slices)
+		return leave_with(NOT_SUPPORTED);
+	*current = (unsigned)gpu_of(device)->mig;
+	*pending = (unsigned)gpu_of(device)->pending;
+	return leave_with(OK);
+}
+
+static int has_instances(const struct gpu *gpu)
+{
+	for (unsigned gi = 0; gi < MAX_GI; gi++)
+		if (gpu->gi[gi].used)
+			return 1;
+	return 0;
+}
+
+/* Returns OK also when the mode only becomes pending: the second code says why. */
+API int nvmlDeviceSetMigMode(struct handle *device, unsigned mode, int *activation)
+{
+	struct gpu *gpu;
+	int code = enter(__func__, device, GPU);
+
+	if (code)
+		return code;
+	gpu = gpu_of(device);
+	if (!sim_model(gpu)->memory_slices)
+		return leave_with(NOT_SUPPORTED);
+	if (geteuid())
+		return leave_with(NO_PERMISSION);
+	gpu->pending = mode != 0;
+	*activation = OK;
+	if (gpu->pending == gpu->mig)
+		return leave_with(OK);
+	if (has_instances(gpu) || sim_holders(sim, device->gpu, -1, -1))
+		*activation = IN_USE;
+	else
+		gpu->mig = gpu->pending;
+	return leave_with(OK);
+}
+
+API int nvmlDeviceIsMigDeviceHandle(struct handle *device, unsigned *is)
+{
+	int code = enter(__func__, device, GPU);
+
+	if (code)
+		return code;
+	*is = device->kind == MIG_DEVICE;
+	return leave_with(OK);
+}
+
+API int nvmlDeviceGetMaxMigDeviceCount(struct handle *device, unsigned *count)
+{
+	int code = enter(__func__, device, GPU);
+
+	if (code)
+		return code;
+	*count = gpu_of(device)->mig ? sim_model(gpu_of(device))->compute_slices : 0;
+	return leave_with(OK);
+}
+
+/* -- profiles --------------------------------------------------------------------------------- */
+
+static const struct profile *by_number(const struct gpu *gpu, unsigned number)
+{
+	const struct model *model = sim_model(gpu);
+
+	for (unsigned i = 0; i < model->profiles; i++)
+		if (model->profile[i].number == number)
+			return &model->profile[i];
+	return NULL;
+}
+
+static const struct profile *by_id(const struct gpu *gpu, unsigned id)
+{
+	const struct model *model = sim_model(gpu);
+
+	for (unsigned i = 0; i < model->profiles; i++)
+		if (model->profile[i].id == id)
+			return &model->profile[i];
+	return NULL;
+}
+
+struct profile_info {
+	unsigned id, p2p, slices, count, sm, ce, dec, enc, jpeg, ofa;
+	unsigned long long memory_mb;
+};
+
+struct profile_info_v2 {
+	unsigned version, id, p2p, slices, count, sm, ce, dec, enc, jpeg, ofa;
+	unsigned long long memory_mb;
+	char name[96];
+};
+
+struct profile_info_v3 {
+	unsigned version, id, slices, count, sm, ce, dec, enc, jpeg, ofa;
+	unsigned long long memory_mb;
+	char name[96];
+	unsigned capabilities;
+};
+
+#define VERSION(type, n) ((unsigned)(sizeof(type) | (n) << 24))
+
+API int nvmlDeviceGetGpuInstanceProfileInfo(struct handle *device, unsigned number,
+					    struct profile_info *info)
+{
+	const struct profile *p;
+	int code = enter(__func__, device, GPU);
+
+	if (code)
+		return code;
+	if (number >= GPU_INSTANCE_PROFILE_COUNT)
+		return leave_with(INVALID_ARGUMENT);
+	p = by_number(gpu_of(device), number);
+	if (!p)
+		return leave_with(NOT_SUPPORTED);
+	*info = (struct profile_info){ p->id, 0, p->slices, p->max, p->sm, p->ce, p->dec,
+				       p->enc, p->jpeg, p->ofa, p->memory_mb };
+	return leave_with(OK);
+}
+
+static int profile_info(const struct profile *p, struct profile_info_v2 *info)
+{
+	char name[96];
+
+	if (!p)
+		return NOT_SUPPORTED;
+	snprintf(name, sizeof(name), "MIG %s", p->name);
+	if (info->version == VERSION(struct profile_info_v2, 2)) {
+		*info = (struct profile_info_v2){ info->version, p->id, 0, p->slices, p->max,
+						  p->sm, p->ce, p->dec, p->enc, p->jpeg, p->ofa,
+						  p->memory_mb, "" };
+		strcpy(info->name, name);
+		return OK;
+	}
+	if (info->version == VERSION(struct profile_info_v3, 3)) {
+		struct profile_info_v3 *v3 = (void *)info;
+
+		*v3 = (struct profile_info_v3){ info->version, p->id, p->slices, p->max, p->sm,
+						p->ce, p->dec, p->enc, p->jpeg, p->ofa,
+						p->memory_mb, "", 0 };
+		strcpy(v3->name, name);
+		return OK;
+	}
+	return ARGUMENT_VERSION_MISMATCH;
+}
+
+API int nvmlDeviceGetGpuInstanceProfileInfoV(struct handle *device, unsigned number,
+					     struct profile_info_v2 *info)
+{
+	int code = enter(__func__, device, GPU);
+
+	if (code)
+		return code;
+	if (number >= GPU_INSTANCE_PROFILE_COUNT)
+		return leave_with(INVALID_ARGUMENT);
+	return leave_with(profile_info(by_number(gpu_of(device), number), info));
+}
+
+API int nvmlDeviceGetGpuInstanceProfileInfoByIdV(struct handle *device, unsigned id,
+						 struct profile_info_v2 *info)
+{
+	int code = enter(__func__, device, GPU);
+
+	return code ? code : leave_with(profile_info(by_id(gpu_of(device), id), info));
+}
+
+/* All legal placements, whatever is there now. */
+API int nvmlDeviceGetGpuInstancePossiblePlacements_v2(struct handle *device, unsigned id,
+						      struct placement *out, unsigned *count)
+{
+	const struct profile *p;
+	int code = enter(__func__, device, GPU);
+
+	if (code)
+		return code;
+	p = by_id(gpu_of(device), id);
+	if (!p)
+		return leave_with(NOT_SUPPORTED);
+	if (out && *count < p->places)
+		return leave_with(INSUFFICIENT_SIZE);
+	*count = p->places;
+	if (out)
+		memcpy(out, p->place, p->places * sizeof(*out));
+	return leave_with(OK);
+}
+
+static int mig_profile(struct handle *device, unsigned id, const struct profile **p)
+{
+	if (!gpu_of(device)->mig)
+		return NOT_SUPPORTED;
+	*p = by_id(gpu_of(device), id);
+	return *p ? OK : NOT_SUPPORTED;
+}
+
+API int nvmlDeviceGetGpuInstanceRemainingCapacity(struct handle *device, unsigned id, unsigned *n)
+{
+	const struct profile *p;
+	struct gpu trial;
+	int code = enter(__func__, device, GPU);
+
+	if (code)
+		return code;
+	code = mig_profile(device, id, &p);
+	if (code)
+		return leave_with(code);
+	trial = *gpu_of(device);
+	*n = 0;
+	for (unsigned i = 0; i < p->places; i++) {
+		struct gi *gi = &trial.gi[sim_gi_id(&trial, p->place[i].start, p->place[i].size)];
+
+		if (!sim_fits(&trial, p, p->place[i].start, p->place[i].size))
+			continue;
+		gi->used = 1;
+		gi->profile = (unsigned)(p - sim_model(&trial)->profile);
+		gi->start = p->place[i].start;
+		(*n)++;
+	}
+	return leave_with(OK);
+}
+
+/* -- GPU instances ---------------------------------------------------------------------------- */
+
+/*
+ * Published times of creating an instance with its compute instance, and of destroying it, in
+ * milliseconds by compute slices (docs/facts.md). Newer models take Hopper's.
+ */
+static void pause_for(const struct gpu *gpu, unsigned slices, int destroying)
+{
+	static const unsigned a30[] = { 110, 120, 120, 130, 130, 130, 130 };
+	static const unsigned ampere[] = { 160, 170, 200, 210, 220, 230, 240 };
+	static const unsigned hopper[] = { 160, 210, 330, 380, 390, 400, 420 };
+	const struct model *model = sim_model(gpu);
+	const unsigned *create = hopper;
+	unsigned destroy = 240;
+
+	if (!sim->hardware_timing)
+		return;
+	if (!strcmp(model->arch, "ampere")) {
+		create = model->memory_slices == 4 ? a30 : ampere;
+		destroy = model->memory_slices == 4 ? 100 : 210;
+	}
+	usleep((destroying ? destroy : create[slices - 1]) * 1000);
+}
+
+static int create_at(struct handle *device, const struct profile *p, struct placement at,
+		     struct handle **out)
+{
+	struct gpu *gpu = gpu_of(device);
+	unsigned id = (unsigned)sim_gi_id(gpu, at.start, at.size);
+	struct gi *gi = &gpu->gi[id];
+
+	pause_for(gpu, p->slices, 0);
+	memset(gi, 0, sizeof(*gi));
+	gi->used = 1;
+	gi->profile = (unsigned)(p - sim_model(gpu)->profile);
+	gi->start = at.start;
+	gi->generation = ++sim->generation;
+	sim->created++;
+	files_gi(sim, gpu, id, 1);
+	*out = handle_for(GPU_INSTANCE, device->gpu, id, 0);
+	return OK;
+}
+
+static int may_create(struct handle *device, unsigned id, const struct profile **p)
+{
+	if (device->kind != GPU)
+		return INVALID_ARGUMENT;
+	if (geteuid())
+		return NO_PERMISSION;
+	return mig_profile(device, id, p);
+}
+
+API int nvmlDeviceCreateGpuInstanceWithPlacement(struct handle *device, unsigned id,
+						 const struct placement *at, struct handle **out)
+{
+	const struct profile *p;
+	int code = enter(__func__, device, GPU);
+
+	if (code)
+		return code;
+	code = may_create(device, id, &p);
+	if (code)
+		return leave_with(code);
+	for (unsigned i = 0; i < p->places; i++) {
+		if (p->place[i].start != at->start || p->place[i].size != at->size)
+			continue;
+		if (!sim_fits(gpu_of(device), p, at->start, at->size))
+			return leave_with(INSUFFICIENT_RESOURCES);
+		return leave_with(create_at(device, p, *at, out));
+	}
+	return leave_with(INVALID_ARGUMENT);
+}
+
+/* The driver's own choice of place: outputs of real tools give this order of starts. */
+static const unsigned *preferred(const struct model *model, const struct profile *p)
+{
+	static const unsigned eighths[] = { 6, 4, 5, 0, 1, 2, 3 };
+	static const unsigned quarters[] = { 4, 0, 2, 6 };
+	static const unsigned halves[] = { 4, 0 };
+
+	if (model->memory_slices != 8)
+		return NULL;
+	switch (p->place[0].size) {
+	case 1:
+		return eighths;
+	case 2:
+		return quarters;
+	case 4:
+		return p->places == 2 ? halves : NULL;
+	default:
+		return NULL;
+	}
+}
+
+API int nvmlDeviceCreateGpuInstance(struct handle *device, unsigned id, struct handle **out)
+{
+	const struct profile *p;
+	const unsigned *order;
+	int code = enter(__func__, device, GPU);
+
+	if (code)
+		return code;
+	code = may_create(device, id, &p);
+	if (code)
+		return leave_with(code);
+	order = preferred(sim_model(gpu_of(device)), p);
+	for (unsigned i = 0; i < p->places; i++) {
+		struct placement at = { order ? order[i] : p->place[i].start, p->place[0].size };
+
+		if (sim_fits(gpu_of(device), p, at.start, at.size))
+			return leave_with(create_at(device, p, at, out));
+	}
+	return leave_with(INSUFFICIENT_RESOURCES);
+}
+
+API int nvmlGpuInstanceDestroy(struct handle *instance)
+{
+	struct gpu *gpu;
+	int code = enter(__func__, instance, GPU_INSTANCE);
+
+	if (code)
+		return code;
+	if (geteuid())
+		return leave_with(NO_PERMISSION);
+	gpu = gpu_of(instance);
+	for (unsigned ci = 0; ci < MAX_CI; ci++)
+		if (gi_of(instance)->ci[ci].used)
+			return leave_with(IN_USE);
+	if (sim_holders(sim, instance->gpu, (int)instance->gi, -1))
+		return leave_with(IN_USE);
+	pause_for(gpu, 1, 1);
+	files_gi(sim, gpu, instance->gi, 0);
+	memset(gi_of(instance), 0, sizeof(struct gi));
+	sim->destroyed++;
+	return leave_with(OK);
+}
+
+API int nvmlDeviceGetGpuInstances(struct handle *device, unsigned id, struct handle **out,
+				  unsigned *count)
+{
+	const struct profile *p;
+	int code = enter(__func__, device, GPU);
+
+	if (code)
+		return code;
+	code = mig_profile(device, id, &p);
+	if (code)
+		return leave_with(code);
+	*count = 0;
+	for (unsigned gi = 0; gi < MAX_GI; gi++)
+		if (gpu_of(device)->gi[gi].used &&
+		    sim_profile(gpu_of(device), &gpu_of(device)->gi[gi]) == p)
+			out[(*count)++] = handle_for(GPU_INSTANCE, device->gpu, gi, 0);
+	return leave_with(OK);
+}
+
+API int nvmlDeviceGetGpuInstanceById(struct handle *device, unsigned id, struct handle **out)
+{
+	int code = enter(__func__, device, GPU);
+
+	if (code)
+		return code;
+	if (!gpu_of(device)->mig)
+		return leave_with(NOT_SUPPORTED);
+	if (id >= MAX_GI || !gpu_of(device)->gi[id].used)
+		return leave_with(NOT_FOUND);
+	*out = handle_for(GPU_INSTANCE, device->gpu, id, 0);
+	return leave_with(OK);
+}
+
+struct instance_info {
+	struct handle *device;
+	unsigned id, profile;
+	struct placement placement;
+};
+
+API int nvmlGpuInstanceGetInfo(struct handle *instance, struct instance_info *info)
+{
+	int code = enter(__func__, instance, GPU_INSTANCE);
+
+	if (code)
+		return code;
+	*info = (struct instance_info){ handle_for(GPU, instance->gpu, 0, 0), instance->gi,
+					sim_profile(gpu_of(instance), gi_of(instance))->id,
+					{ gi_of(instance)->start,
+					  sim_size(gpu_of(instance), gi_of(instance)) } };
+	return leave_with(OK);
+}
+
+/* -- compute instances ------------------------------------------------------------------------ */
+
+/* Compute slices of a profile on this instance; 0 when the instance does not offer it. */
+static unsigned width_of(const struct gpu *gpu, const struct gi *gi, unsigned id)
+{
+	static const unsigned widths[] = { 1, 2, 3, 4, 7, 0, 0, 1 };
+	const struct profile *p = sim_profile(gpu, gi);
+	unsigned width;
+
+	if (id >= COMPUTE_INSTANCE_PROFILE_COUNT)
+		return 0;
+	width = widths[id];
+	if (p->double_memory)
+		return id == 7;
+	if (id == 7 || width > p->slices)
+		return 0;
+	if (p->slices == 4 && width == 3)
+		return 0;
+	return width;
+}
+
+static unsigned used_slices(const struct gi *gi)
+{
+	unsigned used = 0;
+
+	for (unsigned ci = 0; ci < MAX_CI; ci++)
+		used += gi->ci[ci].used ? gi->ci[ci].width : 0;
+	return used;
+}
+
+struct ci_profile_info {
+	unsigned id, slices, count, sm, ce, dec, enc, jpeg, ofa;
+};
+
+struct ci_profile_info_v2 {
+	unsigned version, id, slices, count, sm, ce, dec, enc, jpeg, ofa;
+	char name[96];
+};
+
+static int ci_profile(struct handle *instance, unsigned id, unsigned engine,
+		      struct ci_profile_info *info)
+{
+	const struct profile *p = sim_profile(gpu_of(instance), gi_of(instance));
+	unsigned width;
+
+	if (id >= COMPUTE_INSTANCE_PROFILE_COUNT || engine)
+		return INVALID_ARGUMENT;
+	width = width_of(gpu_of(instance), gi_of(instance), id);
+	if (!width)
+		return NOT_SUPPORTED;
+	*info = (struct ci_profile_info){ id, width, p->slices / width,
+					  p->sm / p->slices * width, p->ce, p->dec, p->enc,
+					  p->jpeg, p->ofa };
+	return OK;
+}
+
+API int nvmlGpuInstanceGetComputeInstanceProfileInfo(struct handle *instance, unsigned id,
+						     unsigned engine, struct ci_profile_info *info)
+{
+	int code = enter(__func__, instance, GPU_INSTANCE);
+
+	return code ? code : leave_with(ci_profile(instance, id, engine, info));
+}
+
+API int nvmlGpuInstanceGetComputeInstanceProfileInfoV(struct handle *instance, unsigned id,
+						      unsigned engine,
+						      struct ci_profile_info_v2 *info)
+{
+	const struct profile *p;
+	struct ci_profile_info i;
+	int code = enter(__func__, instance, GPU_INSTANCE);
+
+	if (code)
+		return code;
+	if (info->version != VERSION(struct ci_profile_info_v2, 2))
+		return leave_with(ARGUMENT_VERSION_MISMATCH);
+	code = ci_profile(instance, id, engine, &i);
+	if (code)
+		return leave_with(code);
+	p = sim_profile(gpu_of(instance), gi_of(instance));
+	*info = (struct ci_profile_info_v2){ info->version, i.id, i.slices, i.count, i.sm, i.ce,
+					     i.dec, i.enc, i.jpeg, i.ofa, "" };
+	if (i.slices == p->slices)
+		snprintf(info->name, sizeof(info->name), "MIG %s", p->name);
+	else
+		snprintf(info->name, sizeof(info->name), "MIG %uc.%s", i.slices, p->name);
+	return leave_with(OK);
+}
+
+API int nvmlGpuInstanceGetComputeInstanceRemainingCapacity(struct handle *instance, unsigned id,
+							   unsigned *count)
+{
+	unsigned width;
+	int code = enter(__func__, instance, GPU_INSTANCE);
+
+	if (code)
+		return code;
+	width = width_of(gpu_of(instance), gi_of(instance), id);
+	if (!width)
+		return leave_with(NOT_SUPPORTED);
+	*count = (sim_profile(gpu_of(instance), gi_of(instance))->slices -
+		  used_slices(gi_of(instance))) / width;
+	return leave_with(OK);
+}
+
+/* The lowest start at which `width` compute slices are free; -1: none. */
+static int free_start(const struct gi *gi, unsigned slices, unsigned width)
+{
+	for (unsigned start = 0; start + width <= slices; start++) {
+		int clash = 0;
+
+		for (unsigned ci = 0; ci < MAX_CI; ci++)
+			clash |= gi->ci[ci].used && gi->ci[ci].start < start + width &&
+				 start < gi->ci[ci].start + gi->ci[ci].width;
+		if (!clash)
+			return (int)start;
+	}
+	return -1;
+}
+
+API int nvmlGpuInstanceCreateComputeInstance(struct handle *instance, unsigned id,
+					     struct handle **out)
+{
+	struct gi *gi;
+	unsigned width, ci = 0;
+	int start, code = enter(__func__, instance, GPU_INSTANCE);
+
+	if (code)
+		return code;
+	if (geteuid())
+		return leave_with(NO_PERMISSION);
+	gi = gi_of(instance);
+	width = width_of(gpu_of(instance), gi, id);
+	if (!width)
+		return leave_with(NOT_SUPPORTED);
+	start = free_start(gi, sim_profile(gpu_of(instance), gi)->slices, width);
+	while (ci < MAX_CI && gi->ci[ci].used)
+		ci++;
+	if (start < 0 || ci == MAX_CI)
+		return leave_with(INSUFFICIENT_RESOURCES);
+	gi->ci[ci] = (struct ci){ 1, id, (unsigned)start, width };
+	files_ci(sim, gpu_of(instance), instance->gi, ci, 1);
+	*out = handle_for(COMPUTE_INSTANCE, instance->gpu, instance->gi, ci);
+	return leave_with(OK);
+}
+
+API int nvmlComputeInstanceDestroy(struct handle *compute)
+{
+	int code = enter(__func__, compute, COMPUTE_INSTANCE);
+
+	if (code)
+		return code;
+	if (geteuid())
+		return leave_with(NO_PERMISSION);
+	if (sim_holders(sim, compute->gpu, (int)compute->gi, (int)compute->ci))
+		return leave_with(IN_USE);
+	files_ci(sim, gpu_of(compute), compute->gi, compute->ci, 0);
+	memset(ci_of(compute), 0, sizeof(struct ci));
+	return leave_with(OK);
+}
+
+API int nvmlGpuInstanceGetComputeInstances(struct handle *instance, unsigned id,
+					   struct handle **out, unsigned *count)
+{
+	int code = enter(__func__, instance, GPU_INSTANCE);
+
+	if (code)
+		return code;
+	if (!width_of(gpu_of(instance), gi_of(instance), id))
+		return leave_with(NOT_SUPPORTED);
+	*count = 0;
+	for (unsigned ci = 0; ci < MAX_CI; ci++)
+		if (gi_of(instance)->ci[ci].used && gi_of(instance)->ci[ci].profile == id)
+			out[(*count)++] =
+				handle_for(COMPUTE_INSTANCE, instance->gpu, instance->gi, ci);
+	return leave_with(OK);
+}
+
+API int nvmlGpuInstanceGetComputeInstanceById(struct handle *instance, unsigned ci,
+					      struct handle **out)
+{
+	int code = enter(__func__, instance, GPU_INSTANCE);
+
+	if (code)
+		return code;
+	if (ci >= MAX_CI || !gi_of(instance)->ci[ci].used)
+		return leave_with(NOT_FOUND);
+	*out = handle_for(COMPUTE_INSTANCE, instance->gpu, instance->gi, ci);
+	return leave_with(OK);
+}
+
+struct compute_info {
+	struct handle *device, *instance;
+	unsigned id, profile;
+	struct placement placement;
+};
+
+API int nvmlComputeInstanceGetInfo_v2(struct handle *compute, struct compute_info *info)
+{
+	int code = enter(__func__, compute, COMPUTE_INSTANCE);
+
+	if (code)
+		return code;
+	*info = (struct compute_info){ handle_for(MIG_DEVICE, compute->gpu, compute->gi, compute->ci),
+				       handle_for(GPU_INSTANCE, compute->gpu, compute->gi, 0),
+				       compute->ci, ci_of(compute)->profile,
+				       { ci_of(compute)->start, ci_of(compute)->width } };
+	return leave_with(OK);
+}
+ALIAS(nvmlComputeInstanceGetInfo_v2)
+int nvmlComputeInstanceGetInfo(struct handle *compute, struct compute_info *info);
+
+/* -- MIG devices ------------------------------------------------------------------------------ */
+
+/* In order of GPU instance id, then compute instance id. */
+API int nvmlDeviceGetMigDeviceHandleByIndex(struct handle *device, unsigned index,
+					    struct handle **out)
+{
+	int code = enter(__func__, device, GPU);
+
+	if (code)
+		return code;
+	for (unsigned gi = 0; gi < MAX_GI; gi++)
+		for (unsigned ci = 0; ci < MAX_CI; ci++)
+			if (gpu_of(device)->gi[gi].used && gpu_of(device)->gi[gi].ci[ci].used &&
+			    !index--) {
+				*out = handle_for(MIG_DEVICE, device->gpu, gi, ci);
+				return leave_with(OK);
+			}
+	return leave_with(NOT_FOUND);
+}
+
+API int nvmlDeviceGetDeviceHandleFromMigDeviceHandle(struct handle *mig, struct handle **out)
+{
+	int code = enter(__func__, mig, MIG_DEVICE);
+
+	if (code)
+		return code;
+	*out = handle_for(GPU, mig->gpu, 0, 0);
+	return leave_with(OK);
+}
+
+API int nvmlDeviceGetGpuInstanceId(struct handle *mig, unsigned *id)
+{
+	int code = enter(__func__, mig, MIG_DEVICE);
+
+	if (code)
+		return code;
+	*id = mig->gi;
+	return leave_with(OK);
+}
+
+API int nvmlDeviceGetComputeInstanceId(struct handle *mig, unsigned *id)
+{
+	int code = enter(__func__, mig, MIG_DEVICE);
+
+	if (code)
+		return code;
+	*id = mig->ci;
+	return leave_with(OK);
+}
+
+struct attributes {
+	unsigned sm, ce, dec, enc, jpeg, ofa, gi_slices, ci_slices;
+	unsigned long long memory_mb;
+};
+
+API int nvmlDeviceGetAttributes_v2(struct handle *mig, struct attributes *a)
+{
+	const struct profile *p;
+	unsigned width;
+	int code = enter(__func__, mig, MIG_DEVICE);
+
+	if (code)
+		return code;
+	p = sim_profile(gpu_of(mig), gi_of(mig));
+	width = ci_of(mig)->width;
+	*a = (struct attributes){ p->sm / p->slices * width, p->ce, p->dec, p->enc, p->jpeg,
+				  p->ofa, p->slices, width, p->memory_mb };
+	return leave_with(OK);
+}
+ALIAS(nvmlDeviceGetAttributes_v2)
+int nvmlDeviceGetAttributes(struct handle *mig, struct attributes *a);

@@ -1,0 +1,129 @@
+/*
+ * The state of one node's simulated GPUs: a file, mapped by every process that uses it.
+ *
+ * The library, the control program and the fake CUDA program share this. One lock guards all.
+ */
+#ifndef SLURM_MIG_SIM_H
+#define SLURM_MIG_SIM_H
+
+#include <stdint.h>
+#include <sys/types.h>
+
+#define DEFAULT_STATE "/run/nvml-sim/state"
+#define SIM_MAGIC 0x4d49474eu
+#define MAX_GPUS 16
+#define MAX_GI 15 /* GI ids 0..14: one full, two halves, four quarters, eight eighths */
+#define MAX_CI 8
+#define MAX_PROCESSES 512
+#define MAX_FAULTS 16
+#define MAX_PROFILES 16
+
+struct placement {
+	unsigned start, size;
+};
+
+struct profile {
+	const char *name;
+	unsigned number; /* NVML_GPU_INSTANCE_PROFILE_*: argument of ProfileInfo only */
+	unsigned id;     /* what nvidia-smi prints: argument of every other call */
+	unsigned slices, max, sm, ce, dec, enc, jpeg, ofa;
+	unsigned long long memory_mb;
+	unsigned double_memory;
+	unsigned places;
+	struct placement place[8];
+};
+
+struct model {
+	const char *name;
+	unsigned pci_device;
+	unsigned long long memory_mb;
+	const char *arch;
+	unsigned compute_slices, memory_slices; /* 0 without MIG */
+	unsigned needs_reset;
+	unsigned profiles;
+	struct profile profile[MAX_PROFILES];
+};
+
+struct ci {
+	int used;
+	unsigned profile; /* compute instance profile id */
+	unsigned start, width;
+};
+
+struct gi {
+	int used;
+	unsigned profile; /* index into the model's profiles */
+	unsigned start;
+	uint64_t generation;
+	struct ci ci[MAX_CI];
+};
+
+struct gpu {
+	unsigned model;
+	unsigned minor;
+	char uuid[64];
+	int mig, pending;
+	int flipped; /* placement layout F: see docs/facts.md */
+	struct gi gi[MAX_GI];
+};
+
+struct process {
+	pid_t pid;
+	unsigned long long started;
+	unsigned gpu;
+	int gi, ci; /* -1: the whole GPU */
+};
+
+struct fault {
+	char call[64];
+	int code;
+	int gpu; /* -1: any */
+	int times;
+};
+
+struct state {
+	uint32_t magic;
+	uint32_t size;
+	char driver[32];
+	char dev_root[128];
+	char proc_root[128];
+	unsigned caps_major;
+	int hardware_timing;
+	unsigned gpus;
+	uint64_t generation;
+	uint64_t created, destroyed, calls;
+	struct gpu gpu[MAX_GPUS];
+	struct process process[MAX_PROCESSES];
+	struct fault fault[MAX_FAULTS];
+};
+
+/* state.c */
+const char *sim_path(void);
+struct state *sim_open(const char *path); /* NULL: no such state */
+struct state *sim_create(const char *path);
+void sim_lock(void);
+void sim_unlock(void);
+
+const struct model *sim_model(const struct gpu *gpu);
+int sim_find_model(const char *name);
+const struct profile *sim_profile(const struct gpu *gpu, const struct gi *gi);
+unsigned sim_size(const struct gpu *gpu, const struct gi *gi);
+int sim_gi_id(const struct gpu *gpu, unsigned start, unsigned size);
+int sim_fits(const struct gpu *gpu, const struct profile *profile, unsigned start, unsigned size);
+unsigned sim_gi_minor(const struct gpu *gpu, unsigned gi);
+unsigned sim_ci_minor(const struct gpu *gpu, unsigned gi, unsigned ci);
+void sim_uuid(char out[64], const char *prefix, const char *seed, unsigned gi, unsigned ci);
+void sim_mig_uuid(char out[64], const struct gpu *gpu, unsigned gi, unsigned ci);
+
+/* processes.c */
+int sim_holders(struct state *state, unsigned gpu, int gi, int ci);
+int sim_attach(struct state *state, pid_t pid, unsigned gpu, int gi, int ci);
+void sim_detach(struct state *state, pid_t pid);
+void sim_prune(struct state *state);
+
+/* files.c: what the driver shows in /proc and /dev */
+int files_static(const struct state *state);
+void files_gi(const struct state *state, const struct gpu *gpu, unsigned gi, int there);
+void files_ci(const struct state *state, const struct gpu *gpu, unsigned gi, unsigned ci, int there);
+
+#endif
