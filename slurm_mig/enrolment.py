@@ -32,7 +32,7 @@ class SiteFiles(Protocol):
     def load(self) -> None: ...
     def node(self, name: str) -> Any: ...
     def gres_lines(self, node: str) -> Sequence[Any]: ...
-    def partitions_of(self, node: str) -> Sequence[Any]: ...
+    def partitions_of(self, node: str) -> Sequence[str]: ...
     def value(self, key: str) -> str | None: ...
     def manage(
         self,
@@ -90,7 +90,7 @@ def managed_node(
         whole_types=whole,
         cores=_cores(facts.gpus, lines),
         baseline={g.index: tuple(sorted(g.layout)) for g in facts.gpus if g.mig},
-        partitions=tuple(p.name for p in site.partitions_of(name)),
+        partitions=tuple(site.partitions_of(name)),
         most=most,
     )
 
@@ -267,6 +267,8 @@ class Enrolment:
                 fenced.append(name)
             for name in names:
                 self._wait_empty(name, timing.wait_s)
+            for node in new:
+                self._nodes.prepare(node.name, node.slots)
             written = True
             self._commit(target)
             self._apply(names, new, timing)
@@ -301,20 +303,14 @@ class Enrolment:
                 )
             self._clock.sleep(POLL_S)
 
-    def _apply(
-        self, names: Sequence[str], new: Sequence[ManagedNode], timing: Timing
-    ) -> None:
-        """slurmctld reads the new lines; each slurmd is restarted; both must agree."""
-        by_name = {node.name: node for node in new}
+    def _apply(self, names: Sequence[str], new: Sequence[ManagedNode], timing: Timing) -> None:
+        """All daemons read the new lines; each node must then register as wanted."""
+        wanted = {node.name: slots.tally(node.slots) for node in new}
         self._cluster.reconfigure()
         for name in names:
-            if name in by_name:
-                self._nodes.publish(name, by_name[name].slots)
-            else:
-                self._nodes.restart(name)
-        for name in names:
-            wanted = slots.tally(by_name[name].slots) if name in by_name else None
-            self._wait_for(name, lambda n, w=wanted: _registered(n, w), timing.settle_s)
+            self._wait_for(
+                name, lambda n: _registered(n, wanted.get(n.name)), timing.settle_s
+            )
 
     def _wait_for(
         self, name: str, ready: Callable[[SlurmNode], bool], deadline_s: float
@@ -322,7 +318,7 @@ class Enrolment:
         deadline = self._clock.now() + deadline_s
         while True:
             try:
-                node = self._cluster.node(name)
+                node = self._cluster.watch(name)
                 if ready(node):
                     return
                 seen = f"{'+'.join(sorted(node.states))}, Gres {dict(node.gres)}, {node.reason!r}"

@@ -334,7 +334,7 @@ class _Run:
     def _wait(self, ready: Callable[[SlurmNode], bool], what: str) -> SlurmNode:
         deadline = self._x._clock.now() + self._x._limits.register_s
         while True:
-            node = self._x._cluster.node(self.name)
+            node = self._x._cluster.watch(self.name)
             if ready(node):
                 return node
             if self._x._clock.now() > deadline:
@@ -351,7 +351,7 @@ class _Run:
         Without the registration nothing starts on the node until its next ping, and a running
         job's new step can hang (measured: up to 11 s beside an unreachable node).
         """
-        node = self._x._cluster.node(self.name)
+        node = self._x._cluster.watch(self.name)
         if not ours(node, self.transaction):
             raise AttentionError(
                 f"{self.name} is not ours to resume any more: "

@@ -84,13 +84,18 @@ class NodeAgent:
         for placement in sorted(before.layout - (now.layout - frozenset(part.created))):
             self._gpus.create(now.index, placement)
 
-    def publish(self, slots: Slots) -> None:
-        """Make the device nodes that are missing, write the slot map, restart slurmd."""
+    def prepare(self, slots: Slots) -> None:
+        """Make the device nodes that are missing and write the slot map: all that slurmd and the
+        hooks need before slurmd reads its configuration again."""
         system.ensure_device_files(file for device in slots for file in device.files)
         constrained = system.devices_constrained(Path(self._settings.slurm_conf))
         run_dir = Path(self._settings.run_dir)
         run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         write_atomic(run_dir / "slots", slotmap.slot_map(slots, constrained=constrained))
+
+    def publish(self, slots: Slots) -> None:
+        """`prepare`, then restart slurmd."""
+        self.prepare(slots)
         self._slurmd.restart()
 
     def restart(self) -> None:
@@ -136,6 +141,7 @@ def serve(agent: NodeAgent, requests: TextIO, answers: TextIO) -> None:
     verbs: Mapping[str, Callable[[Any], Any]] = {
         "observe": lambda _: agent.observe(),
         "reshape": lambda data: agent.reshape(decode(NodeChange, data, "change")),
+        "prepare": lambda data: agent.prepare(decode(Slots, data, "slots")),
         "publish": lambda data: agent.publish(decode(Slots, data, "slots")),
         "restart": lambda _: agent.restart(),
         "announce": lambda _: agent.announce(),

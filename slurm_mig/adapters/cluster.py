@@ -1,12 +1,17 @@
-"""slurmctld through pyslurm; scontrol only for what pyslurm cannot do (setting Gres).
+"""slurmctld through pyslurm; Slurm's own commands only for what pyslurm 25.11 gets wrong.
 
-The only module that imports pyslurm. pyslurm 25.11 sends `Node(configured_gres=…)` in a form that
-leaves the node's Gres broken for scheduling, so Gres is set with scontrol (as an argument vector).
+The only module that imports pyslurm. What it gets wrong:
+* `Node(configured_gres=…)` is sent in a form that leaves the node's Gres broken for scheduling:
+  Gres is set with scontrol;
+* the index of an allocated device: `get_resource_layout_per_node` has the structure of an older
+  Slurm and crashes under 26.05, so running jobs' devices come from `squeue --json`;
+* `--gpus` and `--gpus-per-task`: see `_other_tres`.
+Commands are argument vectors; nothing goes through a shell.
 """
 
 from __future__ import annotations
 
-import re
+import json
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +25,7 @@ from slurm_mig.core.model import Allocation, JobRequest, SlurmNode
 from slurm_mig.errors import SlurmMigError, UnreachableError
 
 SCONTROL_TIMEOUT_S = 15.0
+RECONFIGURE_ANSWER_S = 1.0
 
 HOLDS_GRES = frozenset({"RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "STOPPED", "RESIZING"})
 UNSETTLED = frozenset({"COMPLETING", "CONFIGURING"})
@@ -42,11 +48,10 @@ class PyslurmCluster:
         """Every node that slurmctld shows, with the gpu slots that its jobs have."""
         with _translated("reading nodes from slurmctld"):
             nodes = pyslurm.Nodes.load()
-            jobs = pyslurm.Jobs.load()
             reserved = _reserved_nodes()
-        allocations, unsettled = _by_node(jobs.values())
+        allocations, unsettled = _by_node(_running_jobs())
         return {
-            name: _node(node, allocations.get(name, ()), unsettled.get(name, ()), name in reserved)
+            name: _node(node, allocations.get(name, ()), unsettled.get(name, ()), reserved=name in reserved)
             for name, node in nodes.items()
         }
 
@@ -56,6 +61,11 @@ class PyslurmCluster:
             return self.nodes()[name]
         except KeyError:
             raise UnreachableError(f"slurmctld has no node {name} any more") from None
+
+    def watch(self, name: str) -> SlurmNode:
+        """One node without its jobs: quick, for waiting until its state changes."""
+        with _translated(f"reading node {name} from slurmctld"):
+            return _node(pyslurm.Node.load(name), (), (), reserved=False)
 
     def pending(self) -> list[JobRequest]:
         """Every pending job that asks for gpus, whatever it waits for."""
@@ -77,13 +87,27 @@ class PyslurmCluster:
         _scontrol("update", f"NodeName={node}", f"Gres={gres}")
 
     def reconfigure(self) -> None:
-        """All daemons read their configuration again. The answer can time out although it is
-        done (measured on 26.05), so the caller verifies by state."""
+        """Ask all daemons to read their configuration again; the caller verifies by state.
+
+        The answer of 26.05 often never comes although it is done (the client then waits 10 s), so
+        only a refusal, which is quick, is waited for.
+        """
+        process = subprocess.Popen(
+            ["scontrol", "reconfigure"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
         try:
-            _scontrol("reconfigure")
-        except UnreachableError as error:
-            if "timed out" not in str(error).lower():
-                raise
+            _, said = process.communicate(timeout=RECONFIGURE_ANSWER_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            return
+        if process.returncode:
+            raise UnreachableError(f"scontrol reconfigure failed: {said.strip()}")
 
 
 def _scontrol(*words: str) -> None:
@@ -118,44 +142,46 @@ def expand(nodes: str | None) -> frozenset[str]:
     return frozenset(NodeSet(nodes, resolver=RESOLVER_NOGROUP)) if nodes else frozenset()
 
 
+def _running_jobs() -> list[Mapping[str, Any]]:
+    """Every job that holds resources, as Slurm's own JSON has it."""
+    text = _run("squeue", "--json", f"--states={','.join(sorted(HOLDS_GRES))}")
+    try:
+        jobs: list[Mapping[str, Any]] = json.loads(text)["jobs"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnreachableError(f"squeue --json answered something else than jobs: {error}") from error
+    return jobs
+
+
 def _by_node(
-    jobs: Iterable[Any],
+    jobs: Iterable[Mapping[str, Any]],
 ) -> tuple[dict[str, tuple[Allocation, ...]], dict[str, tuple[str, ...]]]:
     """Allocations and reasons for not being settled, by node name."""
     allocations: dict[str, list[Allocation]] = {}
     unsettled: dict[str, list[str]] = {}
     for job in jobs:
-        states = _states(job)
-        if not states & HOLDS_GRES:
-            continue
-        for name, layout in job.get_resource_layout_per_node().items():
-            indexes = _indexes(layout.get("gres") or {})
+        job_id, states = int(job["job_id"]), frozenset(job["job_state"])
+        names = _in_order(job.get("nodes"))
+        for name, detail in zip(names, job.get("gres_detail") or (), strict=False):
+            indexes = demand.gpu_indexes(detail)
             if indexes:
-                held = Allocation(int(job.id), job.user_name or "?", indexes, min(states))
+                held = Allocation(job_id, str(job.get("user_name") or "?"), indexes, min(states))
                 allocations.setdefault(name, []).append(held)
         for state in sorted(states & UNSETTLED):
-            for name in expand(job.allocated_nodes):
-                unsettled.setdefault(name, []).append(f"job {job.id} is {state}")
+            for name in names:
+                unsettled.setdefault(name, []).append(f"job {job_id} is {state}")
     return (
         {name: tuple(found) for name, found in allocations.items()},
         {name: tuple(found) for name, found in unsettled.items()},
     )
 
 
-def _states(job: Any) -> frozenset[str]:
-    return frozenset(re.split(r"[+,]", job.state or ""))
-
-
-def _indexes(gres: Mapping[str, Any]) -> frozenset[int]:
-    found: set[int] = set()
-    for key, value in gres.items():
-        if key.split(":")[0] == "gpu" and isinstance(value, Mapping):
-            found |= demand.parse_indexes(str(value["indexes"]))
-    return frozenset(found)
+def _in_order(nodes: str | None) -> list[str]:
+    """A job's nodes in Slurm's order, which is that of its `gres_detail`."""
+    return list(NodeSet(nodes, resolver=RESOLVER_NOGROUP)) if nodes else []
 
 
 def _node(
-    node: Any, allocations: tuple[Allocation, ...], unsettled: tuple[str, ...], reserved: bool
+    node: Any, allocations: tuple[Allocation, ...], unsettled: tuple[str, ...], *, reserved: bool
 ) -> SlurmNode:
     return SlurmNode(
         name=node.name,
@@ -197,7 +223,7 @@ def _request(job: Any, extra: Mapping[int, tuple[str, str]]) -> JobRequest | Non
         nodes=nodes,
         cpus=-(-int(job.cpus or 1) // nodes),
         memory_mib=_memory(job, nodes),
-        features=demand.parse_constraint(job.constraints),
+        features=demand.parse_constraint(",".join(job.constraints or ())),
         required_nodes=expand(job.required_nodes),
         excluded_nodes=expand(job.excluded_nodes),
         tasks=_array_tasks(job),

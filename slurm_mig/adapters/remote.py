@@ -78,6 +78,9 @@ class RemoteNodes:
     def reshape(self, name: str, change: NodeChange) -> NodeFacts:
         return decode(NodeFacts, self._call(name, "reshape", encode(change)), name)
 
+    def prepare(self, name: str, slots: Slots) -> None:
+        self._call(name, "prepare", encode(slots))
+
     def publish(self, name: str, slots: Slots) -> None:
         self._call(name, "publish", encode(slots))
 

@@ -57,6 +57,15 @@ def parse_indexes(text: str) -> frozenset[int]:
     return frozenset(indexes)
 
 
+def gpu_indexes(detail: str) -> frozenset[int]:
+    """GRES indexes of a job's gpus on a node, from `gpu:1g.5gb:2(IDX:0-1),gpu:3g.20gb:1(IDX:4)`."""
+    return frozenset(
+        index
+        for inside in re.findall(r"gpu:[^(]*\(IDX:([^)]*)\)", detail)
+        for index in parse_indexes(inside)
+    )
+
+
 NO_NODE = frozenset({"a constraint that slurm-mig does not understand"})
 """Stands for a `--constraint` with counts, brackets or parentheses: no node is known to match."""
 

@@ -250,12 +250,16 @@ class Cluster:
         hosts = ["127.0.0.1 localhost", "10.77.0.1 head"]
         hosts += [f"10.77.0.{n + 10} {node.name}" for n, node in enumerate(self.nodes)]
         self.write("/run/hosts", "\n".join(hosts) + "\n")
-        self.sh("mount --bind /run/hosts /etc/hosts")
+        # Without a name server a name that does not exist fails at once, as with one that answers.
+        self.write("/run/resolv.conf", "")
+        self.sh("mount --bind /run/hosts /etc/hosts; mount --bind /run/resolv.conf /etc/resolv.conf")
 
     def _start_host(self, number: int, node: NodeSpec) -> None:
         """A node's namespaces, network and simulated GPUs, cut by the site's own hand."""
         name = shlex.quote(node.name)
-        self.sh(f"setsid -f unshare -mnu --propagation private sh -ec {shlex.quote(_HOST)} host {name}")
+        self.sh(f"setsid -f unshare -mnu --propagation private sh -ec {shlex.quote(_HOST)} host {name} "
+            f">/run/nodes/{name}.log 2>&1 </dev/null"
+        )
         self.wait_for(
             lambda: self.sh(f"cat /run/nodes/{name}.pid 2>/dev/null || true").strip(),
             10, f"host {node.name}")  # fmt: skip
@@ -442,5 +446,5 @@ while grep -q "^ *$major " /proc/devices; do major=$((major - 1)); done
   sed -n '/^Character/,$p' /proc/devices | tail -n +2; } > /run/nvml-sim/devices
 mount --bind /run/nvml-sim/devices /proc/devices
 echo $$ > "/run/nodes/$name.pid"
-exec sleep infinity
+while :; do sleep 3600 & wait; done
 """

@@ -53,14 +53,20 @@ class Namespaces:
         files = " ".join(str(group / "cgroup.procs") for group in groups)
         inside = (
             f"mount -t proc proc /proc\nip link set lo up\n{_mount_cgroups_script()}\n"
-            "exec sleep infinity"
+            # The first process must reap: a dead daemon would be a zombie for ever.
+            "echo ready; while :; do sleep 3600 & wait; done"
         )
         self._first = subprocess.Popen(
             ["sh", "-ec", script, "namespaces", files, inside],
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             env=ENVIRONMENT,
         )
-        self.pid = self._wait_for_child(self._first.pid)
+        assert self._first.stdout is not None
+        if self._first.stdout.readline() != b"ready\n":
+            raise RuntimeError("the testbed's namespaces could not be made")
+        children = Path(f"/proc/{self._first.pid}/task/{self._first.pid}/children").read_text()
+        self.pid = int(children.split()[0])
 
     def _make_cgroups(self) -> list[Path]:
         version = cgroup_version()
@@ -77,18 +83,6 @@ class Namespaces:
                 for key in ("cpuset.cpus", "cpuset.mems"):
                     (group / key).write_text((group.parent / key).read_text())
         return groups
-
-    @staticmethod
-    def _wait_for_child(parent: int) -> int:
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
-                children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-                for child in children:
-                    if Path(f"/proc/{child}/comm").read_text().strip() == "sleep":
-                        return int(child)
-            time.sleep(0.01)
-        raise RuntimeError("the testbed's first process did not start")
 
     def command(self, argv: Sequence[str], user: str | None = None) -> list[str]:
         """The argument vector that runs `argv` inside."""
@@ -131,6 +125,8 @@ class Namespaces:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, 9)
             self._first.wait(timeout=10)
+            if self._first.stdout is not None:
+                self._first.stdout.close()
             self._first = None
         deadline = time.monotonic() + 5
         while not self._remove_cgroups() and time.monotonic() < deadline:
