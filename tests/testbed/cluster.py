@@ -250,9 +250,11 @@ class Cluster:
         hosts = ["127.0.0.1 localhost", "10.77.0.1 head"]
         hosts += [f"10.77.0.{n + 10} {node.name}" for n, node in enumerate(self.nodes)]
         self.write("/run/hosts", "\n".join(hosts) + "\n")
-        # Without a name server a name that does not exist fails at once, as with one that answers.
-        self.write("/run/resolv.conf", "")
-        self.sh("mount --bind /run/hosts /etc/hosts; mount --bind /run/resolv.conf /etc/resolv.conf")
+        # A name that does not exist must fail at once, as it does with a name server that answers:
+        # Slurm repeats a temporary failure for 10 s.
+        self.write("/run/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n")
+        self.sh("mount --bind /run/hosts /etc/hosts")
+        self.sh("mount --bind /run/nsswitch.conf /etc/nsswitch.conf")
 
     def _start_host(self, number: int, node: NodeSpec) -> None:
         """A node's namespaces, network and simulated GPUs, cut by the site's own hand."""

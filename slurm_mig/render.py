@@ -1,0 +1,243 @@
+"""What people read: the map of the GPUs, the plan as a diff, and the same as plain values for JSON.
+
+Pure functions from the model to text; only the command line prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from slurm_mig.core import slots
+from slurm_mig.core.model import (
+    Gpu,
+    JobRequest,
+    NodeChange,
+    NodeView,
+    Placement,
+    Plan,
+    counts,
+    is_filler,
+)
+from slurm_mig.core.records import CycleReport, Transaction
+
+MIN_SLICE, MAX_SLICE = 3, 12
+"""Columns of one memory slice on the map."""
+
+EMPTY = "·"
+
+
+def status_text(
+    views: Sequence[NodeView],
+    *,
+    waiting: Sequence[tuple[JobRequest, str]],
+    transactions: Sequence[Transaction],
+    report: CycleReport | None,
+    width: int,
+) -> str:
+    """The map, what waits and why nothing is done about it, and what is under way."""
+    lines: list[str] = []
+    for view in views:
+        lines += [*map_lines(view, width), ""]
+    if not views:
+        lines += ["No node is enrolled: `slurm-mig enrol NODE` takes one into care.", ""]
+    lines += _waiting_lines(waiting)
+    lines += _transition_lines(transactions)
+    lines.append(f"Last cycle: {report.sentence}" if report else "Last cycle: none yet")
+    return "\n".join(lines) + "\n"
+
+
+def _waiting_lines(waiting: Sequence[tuple[JobRequest, str]]) -> list[str]:
+    if not waiting:
+        return ["Waiting: nothing"]
+    return ["Waiting:", *(f"  {r.label} of {r.user}: {why}" for r, why in waiting)]
+
+
+def _transition_lines(transactions: Sequence[Transaction]) -> list[str]:
+    if not transactions:
+        return ["In transition: nothing"]
+    return [
+        "In transition:",
+        *(f"  {t.node}: {t.phase.value} ({t.id}){': ' + t.note if t.note else ''}"
+          for t in transactions),
+    ]  # fmt: skip
+
+
+def map_lines(view: NodeView, width: int) -> list[str]:
+    """A node: a headline, then two lines per GPU, its instances drawn to scale.
+
+    a100-1  MIXED
+      gpu0 |1g.5gb |1g.5gb |········|3g.20gb                       |
+           |job 17 |free   |        |job 21                        |
+    """
+    state = "+".join(sorted(view.slurm.states))
+    note = f"  ({view.note})" if view.note else ""
+    lines = [f"{view.name}  {state}{note}"]
+    owners = _owners(view)
+    for gpu in view.gpus:
+        boxes = list(_boxes(gpu, owners))
+        slices = sum(size for size, _, _ in boxes)
+        scale = max(MIN_SLICE, min(MAX_SLICE, (width - 9) // max(slices, 1)))
+        lines.append(f"  gpu{gpu.index} {_draw((s * scale, name) for s, name, _ in boxes)}")
+        lines.append(f"       {_draw((s * scale, who) for s, _, who in boxes)}")
+    return lines
+
+
+def _draw(boxes: Iterable[tuple[int, str]]) -> str:
+    """`|text   |text |`: each box as wide as it says, its left border included."""
+    drawn = ""
+    for columns, text in boxes:
+        inside = columns - 1
+        if text == EMPTY:
+            drawn += "|" + EMPTY * inside
+        else:
+            drawn += "|" + (text if len(text) <= inside else text[: inside - 1] + "…").ljust(inside)
+    return drawn + "|"
+
+
+def _boxes(gpu: Gpu, owners: Mapping[Any, str]) -> Iterable[tuple[int, str, str]]:
+    """(memory slices, name, who has it) from left to right; free room has the name `·`."""
+    if not gpu.mig:
+        name = gpu.model.removeprefix("NVIDIA ")
+        yield gpu.memory_slices or 8, name, owners.get((gpu.index, None), "free")
+        return
+    at = 0
+    for instance in gpu.instances:
+        place = instance.placement
+        if place.start > at:
+            yield place.start - at, EMPTY, ""
+        yield place.size, place.profile, owners.get((gpu.index, place), "free")
+        at = place.start + place.size
+    if at < gpu.memory_slices:
+        yield gpu.memory_slices - at, EMPTY, ""
+
+
+def _owners(view: NodeView) -> dict[tuple[int, Placement | None], str]:
+    """Who has each device: a job by Slurm's word, otherwise a process by NVML's."""
+    found: dict[tuple[int, Placement | None], str] = {}
+    for gpu in view.gpus:
+        for instance in gpu.instances:
+            if instance.pids:
+                found[(gpu.index, instance.placement)] = f"pid {instance.pids[0]}"
+    for allocation in view.slurm.allocations:
+        for index in allocation.indexes:
+            if index < len(view.slots):
+                found[view.slots[index].key] = f"job {allocation.job_id}"
+    return found
+
+
+def status_json(
+    views: Sequence[NodeView],
+    *,
+    waiting: Sequence[tuple[JobRequest, str]],
+    transactions: Sequence[Transaction],
+    report: CycleReport | None,
+) -> dict[str, Any]:
+    """What `status_text` says, as plain values."""
+    return {
+        "nodes": [_node_json(view) for view in views],
+        "waiting": [
+            {"job": r.job_id, "user": r.user, "gpus": dict(r.gpus), "why": why}
+            for r, why in waiting
+        ],
+        "transitions": [
+            {"node": t.node, "id": t.id, "phase": t.phase.value, "note": t.note,
+             "started": t.started} for t in transactions
+        ],
+        "last_cycle": {"time": report.time, "sentence": report.sentence} if report else None,
+    }  # fmt: skip
+
+
+def _node_json(view: NodeView) -> dict[str, Any]:
+    owners = _owners(view)
+    index_of = {d.key: n for n, d in enumerate(view.slots) if not is_filler(d.type)}
+    return {
+        "name": view.name,
+        "state": sorted(view.slurm.states),
+        "condition": view.condition.name.lower(),
+        "note": view.note,
+        "gres": slots.tally(view.slots),
+        "gpus": [
+            {
+                "index": gpu.index,
+                "model": gpu.model,
+                "uuid": gpu.uuid,
+                "mig": gpu.mig,
+                "memory_slices": gpu.memory_slices,
+                "instances": [
+                    {
+                        "profile": i.placement.profile,
+                        "start": i.placement.start,
+                        "size": i.placement.size,
+                        "uuid": i.uuid,
+                        "index": index_of.get((gpu.index, i.placement)),
+                        "owner": owners.get((gpu.index, i.placement), "free"),
+                    }
+                    for i in gpu.instances
+                ],
+            }
+            for gpu in view.gpus
+        ],
+    }
+
+
+def plan_text(plan: Plan, views: Sequence[NodeView]) -> str:
+    """The plan as a diff: what each GPU gives up and gets, slots before and after, and why."""
+    by_name = {view.name: view for view in views}
+    lines: list[str] = []
+    for change in plan.changes:
+        lines += [*_change_lines(change, by_name[change.node]), ""]
+    if not plan.changes:
+        lines.append("Nothing to change.")
+    if plan.startable:
+        lines.append(f"Can start as it is: job {', '.join(map(str, plan.startable))}")
+    lines += [f"Waits: {r.wants or r.job_id}: {r.reason}" for r in plan.refusals]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _change_lines(change: NodeChange, view: NodeView) -> list[str]:
+    jobs = ", ".join(map(str, change.serves))
+    lines = [f"{change.node}: for job {jobs}"]
+    for part in change.gpus:
+        lines.append(f"  gpu{part.gpu}")
+        lines += [f"    - {p}" for p in part.destroyed]
+        lines += [f"    + {p}" for p in part.created]
+        if part.kept:
+            lines.append(f"      kept: {counts(part.kept)}")
+    before = slots.tally(view.slots[:-1])
+    lines.append(f"  - Gres {_gres(before)}")
+    lines.append(f"  + Gres {_gres(slots.tally(change.slots))}")
+    return lines
+
+
+def _gres(tally: Mapping[str, int]) -> str:
+    return ",".join(f"{t}:{n}" for t, n in tally.items())
+
+
+def plan_json(plan: Plan, views: Sequence[NodeView]) -> dict[str, Any]:
+    """What `plan_text` says, as plain values."""
+    before = {view.name: slots.tally(view.slots[:-1]) for view in views}
+    return {
+        "changes": [
+            {
+                "node": change.node,
+                "serves": list(change.serves),
+                "gres_before": before[change.node],
+                "gres_after": slots.tally(change.slots),
+                "gpus": [
+                    {
+                        "gpu": part.gpu,
+                        "kept": [str(p) for p in part.kept],
+                        "destroyed": [str(p) for p in part.destroyed],
+                        "created": [str(p) for p in part.created],
+                    }
+                    for part in change.gpus
+                ],
+            }
+            for change in plan.changes
+        ],
+        "startable": list(plan.startable),
+        "refusals": [
+            {"job": r.job_id, "wants": r.wants, "reason": r.reason} for r in plan.refusals
+        ],
+    }

@@ -1,0 +1,87 @@
+"""A cluster with slurm-mig installed as the documentation says, its nodes not yet enrolled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+from tests.testbed.cluster import ETC, Cluster
+
+SOURCE = Path(__file__).resolve().parents[2]
+
+CONFIGURATION = """\
+remote:
+  command: [on-node, "%h", slurm-mig, node, serve]
+node:
+  restart_command: [restart-slurmd]
+  pid_file: /run/slurm/slurmd-%n.pid
+policy:
+  cooldown_s: 0
+  max_nodes_in_transition: 4
+submit:
+  default_types: {main: 1g.5gb, a100: 1g.5gb, a30: 1g.6gb}
+"""
+
+SLURM_LINES = f"""\
+TaskProlog={SOURCE}/scripts/task_prolog
+JobSubmitPlugins=lua
+"""
+
+
+@dataclass
+class ManagedCluster(Cluster):
+    """A `Cluster` whose slurm.conf has the lines that slurm-mig wants."""
+
+    configuration: str = CONFIGURATION
+
+    def __post_init__(self) -> None:
+        self.extra_conf += SLURM_LINES
+        plugin = (SOURCE / "etc" / "job_submit.lua").read_text()
+        self.files = {
+            "slurm-mig.yaml": self.configuration,
+            "job_submit.lua": plugin,
+            **self.files,
+        }
+
+    def slurm_mig(self, *words: str, check: bool = True) -> CompletedProcess[str]:
+        """Run slurm-mig on the head."""
+        return self.run("slurm-mig", *words, check=check, timeout=120)
+
+    def enrol(self) -> None:
+        """Take every node into care."""
+        self.slurm_mig("enrol", *[node.name for node in self.nodes])
+
+    def configure(self, text: str) -> None:
+        self.write(f"{ETC}/slurm-mig.yaml", text)
+
+    def status(self) -> dict[str, Any]:
+        """`slurm-mig status --json`."""
+        shown: dict[str, Any] = json.loads(self.slurm_mig("status", "--json").stdout)
+        return shown
+
+    def history(self) -> list[dict[str, Any]]:
+        """Every finished transaction, oldest first."""
+        text = self.run("cat", "/var/lib/slurm-mig/history.jsonl", check=False).stdout
+        return [json.loads(line) for line in text.splitlines()]
+
+    def reports(self, job: int, which: str) -> list[dict[str, Any]]:
+        """What the fake CUDA programs of a job said of their device."""
+        text = self.run("cat", f"/tmp/jobs/{job}.{which}", check=False).stdout
+        return [json.loads(line) for line in text.splitlines()]
+
+    def instances(self, node: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Every GPU instance of a node, by the simulator's own word."""
+        for index, gpu in enumerate(self.sim(node)["gpus"]):
+            for instance in gpu["instances"]:
+                yield index, instance
+
+
+CUDA_JOB = """\
+fake-cuda --until-file /tmp/jobs/$SLURM_JOB_ID.stop --report /tmp/jobs/$SLURM_JOB_ID.first || exit $?
+srun fake-cuda --seconds 0.1 --report /tmp/jobs/$SLURM_JOB_ID.second
+"""
+"""Computes on its device until told, then launches a further step on it."""

@@ -1,0 +1,23 @@
+"""What `scripts/testbed up` keeps running: a cluster with slurm-mig, enrolled, and its reconciler."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+from tests.testbed.product import ManagedCluster
+
+
+def main() -> None:
+    with ManagedCluster() as cluster:
+        cluster.enrol()
+        cluster.sh(
+            "setsid -f slurm-mig reconcile --loop 1 >/var/log/slurm/reconcile.log 2>&1 </dev/null"
+        )
+        Path("/run/cluster.pid").write_text(f"{cluster.spaces.pid}\n")
+        print(f"ready: {cluster.describe()}", flush=True)
+        signal.pause()
+
+
+if __name__ == "__main__":
+    main()
