@@ -149,7 +149,6 @@ class Cluster:
             "--parsable",
             "--output=/tmp/jobs/%j.out",
             "--chdir=/tmp/jobs",
-            "--export=NONE",
             *options,
             user=user,
             stdin=f"#!/bin/sh\n{script}\n",

@@ -94,7 +94,7 @@ def check_runners(cluster: ManagedCluster, jobs: list[int], claims: Claims) -> N
         claims.check(
             f"job {job} kept its device through it all, launched a further step on it, {state}",
             holds=same and state == "COMPLETED",
-            detail=first[0]["uuid"] if first else cluster.output(job).strip(),
+            detail=first[0]["uuid"] if same else cluster.output(job).strip(),
         )
 
 
