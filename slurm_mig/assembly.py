@@ -64,9 +64,7 @@ class Assembly:
             Limits(settle_s=rules.settle_s, register_s=rules.fence_deadline_s),
         )
         policy = Policy(rules.min_wait_s, rules.cooldown_s, rules.max_nodes_in_transition)
-        return Reconciler(
-            self.cluster, self.nodes, self.files, self.store, clock, executor, policy
-        )
+        return Reconciler(self.cluster, self.nodes, self.files, self.store, clock, executor, policy)
 
     def site(self) -> SlurmFiles:
         site = SlurmFiles(Path(self.settings.slurm.conf), Path(self.settings.slurm.gres_conf))
@@ -88,7 +86,11 @@ class Assembly:
         site = self.site()
         refuse_unsupported(site)
         whole_type = next(
-            (g.whole_type for g in self.settings.groups if name in expand(g.nodes) and g.whole_type),
+            (
+                g.whole_type
+                for g in self.settings.groups
+                if name in expand(g.nodes) and g.whole_type
+            ),
             "",
         )
         return managed_node(site, name, facts, "/dev/nvidia-caps", whole_type)

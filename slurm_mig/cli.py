@@ -54,7 +54,7 @@ def main(verbose: bool) -> None:  # noqa: FBT001 - click passes it by name
     \b
     Exit codes: 0 done or nothing to do, 1 refused, 2 wrong usage, 3 a bad file,
     4 slurmctld, a node or the driver does not answer, 5 busy, 6 a node needs a person.
-    """  # noqa: D301
+    """
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.DEBUG if verbose else logging.INFO,
@@ -63,7 +63,7 @@ def main(verbose: bool) -> None:  # noqa: FBT001 - click passes it by name
 
 
 def _assembly(config_path: Path) -> Assembly:
-    from slurm_mig.assembly import Assembly  # noqa: PLC0415 - not on GPU nodes
+    from slurm_mig.assembly import Assembly
 
     return Assembly.of(config.load(config_path))
 
@@ -121,7 +121,7 @@ def plan(config_path: Path, as_json: bool) -> None:  # noqa: FBT001
 
 
 def _print_plan(config_path: Path, *, as_json: bool) -> None:
-    from slurm_mig import render  # noqa: PLC0415
+    from slurm_mig import render
 
     assembly = _assembly(config_path)
     with assembly.nodes:
@@ -139,7 +139,7 @@ def _print_plan(config_path: Path, *, as_json: bool) -> None:
 @JSON_OPTION
 def status(config_path: Path, as_json: bool) -> None:  # noqa: FBT001
     """Draw every managed GPU's instances, who has them, what waits and why."""
-    from slurm_mig import render  # noqa: PLC0415
+    from slurm_mig import render
 
     assembly = _assembly(config_path)
     with assembly.nodes:
@@ -168,7 +168,7 @@ def status(config_path: Path, as_json: bool) -> None:  # noqa: FBT001
 
 
 def _why(job_id: int, slurm_reason: str, refusals: dict[int, str]) -> str:
-    from slurm_mig.core.demand import WAITS_FOR_RESOURCES  # noqa: PLC0415
+    from slurm_mig.core.demand import WAITS_FOR_RESOURCES
 
     if job_id in refusals:
         return refusals[job_id]
@@ -178,7 +178,7 @@ def _why(job_id: int, slurm_reason: str, refusals: dict[int, str]) -> str:
 
 
 def _names(nodes: tuple[str, ...]) -> list[str]:
-    from slurm_mig.adapters.cluster import expand  # noqa: PLC0415
+    from slurm_mig.adapters.cluster import expand
 
     return [name for word in nodes for name in sorted(expand(word))]
 
@@ -193,7 +193,7 @@ def enrol(config_path: Path, nodes: tuple[str, ...], wait_s: float) -> None:
 
     The node must have no gpu job (or end them within --wait); Slurm is reconfigured once.
     """
-    from slurm_mig.enrolment import Timing  # noqa: PLC0415
+    from slurm_mig.enrolment import Timing
 
     assembly = _assembly(config_path)
     with assembly.store.lock(), assembly.nodes:
@@ -201,7 +201,9 @@ def enrol(config_path: Path, nodes: tuple[str, ...], wait_s: float) -> None:
             _names(nodes), assembly.store.managed(), assembly.build, Timing(wait_s)
         )
     for node in new:
-        click.echo(f"{node.name} enrolled: {len(node.slots)} slots, types {' '.join(node.possible)}")
+        click.echo(
+            f"{node.name} enrolled: {len(node.slots)} slots, types {' '.join(node.possible)}"
+        )
 
 
 @main.command()
@@ -211,7 +213,7 @@ def enrol(config_path: Path, nodes: tuple[str, ...], wait_s: float) -> None:
               help="Seconds to wait for the node's gpu jobs to end.")  # fmt: skip
 def leave(config_path: Path, nodes: tuple[str, ...], wait_s: float) -> None:
     """Give NODES back: the site's own lines return, the MIG instances stay as they are."""
-    from slurm_mig.enrolment import Timing  # noqa: PLC0415
+    from slurm_mig.enrolment import Timing
 
     assembly = _assembly(config_path)
     with assembly.store.lock(), assembly.nodes:
@@ -237,8 +239,8 @@ def node() -> None:
 
 
 def _agent(config_path: Path, name: str | None) -> Any:
-    from slurm_mig.adapters.system import require_root  # noqa: PLC0415
-    from slurm_mig.node import NodeAgent  # noqa: PLC0415
+    from slurm_mig.adapters.system import require_root
+    from slurm_mig.node import NodeAgent
 
     require_root("the node command")
     settings = config.load_node(config_path)
@@ -253,7 +255,7 @@ NAME_OPTION = click.option("--name", help="The node's NodeName; by default its s
 @NAME_OPTION
 def serve(config_path: Path, name: str | None) -> None:
     """Answer JSON requests, one a line on stdin, until it ends."""
-    from slurm_mig.node import serve as answer  # noqa: PLC0415
+    from slurm_mig.node import serve as answer
 
     answer(_agent(config_path, name), sys.stdin, sys.stdout)
 
@@ -263,7 +265,7 @@ def serve(config_path: Path, name: str | None) -> None:
 @NAME_OPTION
 def observe(config_path: Path, name: str | None) -> None:
     """Print this node's GPUs and instances as JSON; change nothing."""
-    from slurm_mig.core.codec import encode  # noqa: PLC0415
+    from slurm_mig.core.codec import encode
 
     click.echo(json.dumps(encode(_agent(config_path, name).observe()), indent=2))
 

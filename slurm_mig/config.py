@@ -231,8 +231,8 @@ class _Document:
 
 def _validate(data: Mapping[str, Any]) -> tuple[Settings | None, list[tuple[Place, str]]]:
     """Check everything with pydantic; the faults by place."""
-    from pydantic import ConfigDict, Field, TypeAdapter, ValidationError  # noqa: PLC0415
-    from pydantic.dataclasses import dataclass as checked  # noqa: PLC0415
+    from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+    from pydantic.dataclasses import dataclass as checked
 
     strict = ConfigDict(extra="forbid")
     made: dict[type, type] = {}
@@ -246,6 +246,7 @@ def _validate(data: Mapping[str, Any]) -> tuple[Settings | None, list[tuple[Plac
             made[kind] = checked(config=strict, frozen=True)(type(kind.__name__, (), names))
         return made[kind]
 
+    found: Any = None
     try:
         found = TypeAdapter(model(Settings)).validate_python(dict(data))
     except ValidationError as error:
@@ -255,7 +256,7 @@ def _validate(data: Mapping[str, Any]) -> tuple[Settings | None, list[tuple[Plac
 
 
 def _annotations(kind: type, model: Any) -> Iterator[tuple[str, Any]]:
-    import typing  # noqa: PLC0415
+    import typing
 
     for name, hint in typing.get_type_hints(kind).items():
         if dataclasses.is_dataclass(hint):

@@ -308,13 +308,9 @@ class Enrolment:
         wanted = {node.name: slots.tally(node.slots) for node in new}
         self._cluster.reconfigure()
         for name in names:
-            self._wait_for(
-                name, lambda n: _registered(n, wanted.get(n.name)), timing.settle_s
-            )
+            self._wait_for(name, lambda n: _registered(n, wanted.get(n.name)), timing.settle_s)
 
-    def _wait_for(
-        self, name: str, ready: Callable[[SlurmNode], bool], deadline_s: float
-    ) -> None:
+    def _wait_for(self, name: str, ready: Callable[[SlurmNode], bool], deadline_s: float) -> None:
         deadline = self._clock.now() + deadline_s
         while True:
             try:
@@ -350,5 +346,3 @@ def possible_by_partition(nodes: Sequence[ManagedNode]) -> dict[str, list[str]]:
         for partition in node.partitions:
             found.setdefault(partition, set()).update(node.possible)
     return {partition: sorted(types) for partition, types in found.items()}
-
-

@@ -1,4 +1,4 @@
-"""One family of errors; each says what failed, what was left untouched, what to do, and an exit code.
+"""One family of errors: what failed, what was left untouched, what to do, and an exit code.
 
 The command line turns any of these into its message and exit code; nothing else decides on exit.
 """

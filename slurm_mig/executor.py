@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from slurm_mig.core import publish, slots
-from slurm_mig.core.model import Gpu, Instance, NodeChange, SlurmNode, Slots, is_filler
+from slurm_mig.core.model import Gpu, Instance, NodeChange, Slots, SlurmNode, is_filler
 from slurm_mig.core.records import ManagedNode, NodeFacts, Phase, Transaction
 from slurm_mig.core.transitions import Situation, Step, next_step
 from slurm_mig.errors import (
@@ -87,7 +87,7 @@ class Executor:
         files: Files,
         store: Store,
         clock: Clock,
-        limits: Limits = Limits(),  # noqa: B008 - frozen
+        limits: Limits = Limits(),
         alive: Callable[[Step], None] = lambda _: None,
     ) -> None:
         self._cluster = cluster
@@ -273,12 +273,12 @@ class _Run:
         """The slots for these GPUs with every busy device at its index."""
         managed = self._managed()
         total = len(managed.slots) - 1
-        held = {
-            (gpu.index, i.placement) for gpu in gpus for i in gpu.instances if i.pids
-        }
+        held = {(gpu.index, i.placement) for gpu in gpus for i in gpu.instances if i.pids}
         before = self.transaction.before
         now = {
-            d.key: d for gpu in gpus for d in slots.devices_of(gpu, managed.whole_types.get(gpu.index, ""))
+            d.key: d
+            for gpu in gpus
+            for d in slots.devices_of(gpu, managed.whole_types.get(gpu.index, ""))
         }
         busy = {
             i: now.get(d.key, d)
@@ -325,7 +325,9 @@ class _Run:
             self._x._nodes.publish(self.name, managed.slots)
         wanted = slots.tally(managed.slots)
         self._wait(
-            lambda n: "INVALID_REG" not in n.states and list(n.gres.items()) == list(wanted.items()),
+            lambda n: (
+                "INVALID_REG" not in n.states and list(n.gres.items()) == list(wanted.items())
+            ),
             "slurmctld to show the new Gres",
         )
         self._x._store.save_managed(managed)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from slurm_mig.core.model import JobRequest, NodeChange, SlurmNode, Slots
+from slurm_mig.core.model import JobRequest, NodeChange, Slots, SlurmNode
 from slurm_mig.core.records import CycleReport, ManagedNode, NodeFacts, Transaction
 from slurm_mig.errors import SlurmMigError
 

@@ -51,7 +51,9 @@ class PyslurmCluster:
             reserved = _reserved_nodes()
         allocations, unsettled = _by_node(_running_jobs())
         return {
-            name: _node(node, allocations.get(name, ()), unsettled.get(name, ()), reserved=name in reserved)
+            name: _node(
+                node, allocations.get(name, ()), unsettled.get(name, ()), reserved=name in reserved
+            )
             for name, node in nodes.items()
         }
 
@@ -124,7 +126,9 @@ def _run(*command: str) -> str:
     except subprocess.TimeoutExpired as error:
         raise UnreachableError(f"`{' '.join(command)}` timed out") from error
     if done.returncode:
-        raise UnreachableError(f"`{' '.join(command)}` failed: {(done.stderr or done.stdout).strip()}")
+        raise UnreachableError(
+            f"`{' '.join(command)}` failed: {(done.stderr or done.stdout).strip()}"
+        )
     return done.stdout
 
 
@@ -148,7 +152,9 @@ def _running_jobs() -> list[Mapping[str, Any]]:
     try:
         jobs: list[Mapping[str, Any]] = json.loads(text)["jobs"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UnreachableError(f"squeue --json answered something else than jobs: {error}") from error
+        raise UnreachableError(
+            f"squeue --json answered something else than jobs: {error}"
+        ) from error
     return jobs
 
 
@@ -237,7 +243,12 @@ def _other_tres() -> dict[int, tuple[str, str]]:
 
     pyslurm 25.11 splits these at `=`, Slurm 26.05 writes `gres/gpu:3g.20gb:1`: they are lost.
     """
-    text = _run("squeue", "--noheader", "--states=PENDING", "--Format=JobID:|,tres-per-job:|,tres-per-task:|")
+    text = _run(
+        "squeue",
+        "--noheader",
+        "--states=PENDING",
+        "--Format=JobID:|,tres-per-job:|,tres-per-task:|",
+    )
     found = {}
     for line in text.splitlines():
         job_id, per_job, per_task, *_ = (*line.split("|"), "", "", "")

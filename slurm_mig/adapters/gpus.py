@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ctypes import byref
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -116,7 +117,7 @@ class NvmlGpus:
             device = pynvml.nvmlDeviceGetHandleByIndex(gpu)
             instance = pynvml.nvmlDeviceGetGpuInstanceById(device, gi)
             for compute in self._compute_instances(instance):
-                _patiently(lambda c=compute: pynvml.nvmlComputeInstanceDestroy(c))
+                _patiently(partial(pynvml.nvmlComputeInstanceDestroy, compute))
             _patiently(lambda: pynvml.nvmlGpuInstanceDestroy(instance))
 
     def _gpu(self, index: int) -> Gpu:
@@ -228,8 +229,11 @@ class NvmlGpus:
     def _compute_profiles(instance: Any) -> Iterator[Any]:
         for number in range(pynvml.NVML_COMPUTE_INSTANCE_PROFILE_COUNT):
             info = _optional(
-                lambda n=number: pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo(
-                    instance, n, pynvml.NVML_COMPUTE_INSTANCE_ENGINE_PROFILE_SHARED
+                partial(
+                    pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo,
+                    instance,
+                    number,
+                    pynvml.NVML_COMPUTE_INSTANCE_ENGINE_PROFILE_SHARED,
                 )
             )
             if info is not None:
@@ -256,7 +260,7 @@ class NvmlGpus:
             pynvml.nvmlDeviceGetComputeRunningProcesses,
             pynvml.nvmlDeviceGetGraphicsRunningProcesses,
         )
-        found = (process for call in calls for process in _optional(lambda c=call: c(device)) or ())
+        found = (process for call in calls for process in _optional(partial(call, device)) or ())
         return [(int(p.pid), int(p.gpuInstanceId or 0)) for p in found]
 
     def _minor(self, key: str) -> int:

@@ -1,10 +1,10 @@
 """The state directory: plain JSON files, replaced atomically and fsynced, under one lock.
 
-    nodes/NODE.json          the node as enrolled and last published
-    transactions/NODE.json   the node's last transaction: the journal
-    history.jsonl            every finished transaction, one a line
-    cycle.json               what the last cycle saw and did
-    lock                     held by the one command that may change anything
+nodes/NODE.json          the node as enrolled and last published
+transactions/NODE.json   the node's last transaction: the journal
+history.jsonl            every finished transaction, one a line
+cycle.json               what the last cycle saw and did
+lock                     held by the one command that may change anything
 """
 
 from __future__ import annotations

@@ -104,6 +104,4 @@ def waiting(requests: Iterable[JobRequest]) -> list[JobRequest]:
 
 def blocked(requests: Iterable[JobRequest]) -> Mapping[int, str]:
     """Jobs that want gpus but wait for something else, with Slurm's reason."""
-    return {
-        r.job_id: r.reason for r in requests if r.gpus and r.reason not in WAITS_FOR_RESOURCES
-    }
+    return {r.job_id: r.reason for r in requests if r.gpus and r.reason not in WAITS_FOR_RESOURCES}

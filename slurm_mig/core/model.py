@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 GUARD = "guard"
-"""Type of the last slot of a managed node: it holds every capability node that no other slot has."""
+"""Type of a managed node's last slot: it has every capability node that no other slot has."""
 
 ZERO = "none"
 """A type that no device ever has. Listed with count 0 in every Gres line: slurmctld rebuilds a
@@ -215,10 +215,10 @@ class NodeView:
     @property
     def held(self) -> frozenset[int]:
         """Indexes whose instance a process holds, by NVML."""
-        by_key = {
-            (gpu.index, i.placement): i.pids for gpu in self.gpus for i in gpu.instances if i.pids
+        by_key: set[tuple[int, Placement | None]] = {
+            (gpu.index, i.placement) for gpu in self.gpus for i in gpu.instances if i.pids
         }
-        by_key.update({(gpu.index, None): gpu.pids for gpu in self.gpus if gpu.pids})
+        by_key |= {(gpu.index, None) for gpu in self.gpus if gpu.pids}
         return frozenset(
             n
             for n, device in enumerate(self.slots)

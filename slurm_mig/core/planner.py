@@ -78,7 +78,9 @@ class _NodeDraft:
             if d.type == gres_type and d.key not in taken and d.key not in self.destroyed
         ]
         soon = [
-            (g, p) for g, p in sorted(self.created) if p.profile == gres_type and (g, p) not in taken
+            (g, p)
+            for g, p in sorted(self.created)
+            if p.profile == gres_type and (g, p) not in taken
         ]
         return [*now, *soon]
 
@@ -96,7 +98,7 @@ class _NodeDraft:
         """The node's slots after the change, guard left out. Raises ArrangementError."""
         total = len(self.view.slots) - 1
         busy = {i: self.view.slots[i] for i in self.view.busy if i < total}
-        return slots.arrange(total, busy, self._free_devices(set(d.key for d in busy.values())))
+        return slots.arrange(total, busy, self._free_devices({d.key for d in busy.values()}))
 
     def _free_devices(self, busy: set[Place]) -> Iterator[Device]:
         for gpu in self.view.gpus:
@@ -138,7 +140,7 @@ def plan(
 
 def _start_as_is(drafts: dict[str, _NodeDraft], request: JobRequest) -> bool:
     """Claim what is free now, or already promised, if the job fits on it."""
-    chosen = []
+    chosen: list[str] = []
     for name, draft in drafts.items():
         if len(chosen) == request.nodes:
             break

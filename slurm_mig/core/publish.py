@@ -8,9 +8,7 @@ from slurm_mig.core import slots
 from slurm_mig.core.model import Device
 from slurm_mig.core.records import ManagedNode
 
-HEADER = (
-    "# Written by slurm-mig: do not edit. `slurm-mig leave NODE` gives a node back to your own files.\n"
-)
+HEADER = "# Written by slurm-mig: do not edit. `slurm-mig leave NODE` gives a node back to your own files.\n"
 
 
 def nodes_conf(nodes: Sequence[ManagedNode], catalog: Sequence[str] = ()) -> str:
@@ -47,10 +45,7 @@ def _gres_line(node: ManagedNode, device: Device) -> str:
     key = "File" if len(device.files) == 1 else "MultipleFiles"
     cores = node.cores.get(device.gpu)
     extra = f" Cores={cores}" if cores else ""
-    return (
-        f"NodeName={node.name} Name=gpu Type={device.type} "
-        f"{key}={shorten(device.files)}{extra}"
-    )
+    return f"NodeName={node.name} Name=gpu Type={device.type} {key}={shorten(device.files)}{extra}"
 
 
 def shorten(files: Sequence[str]) -> str:
@@ -93,7 +88,7 @@ def catalog_lines(names: Sequence[str], nodes: Iterable[ManagedNode]) -> list[st
     if features:
         words += f" Features={','.join(features)}"
     return [
-        f'NodeName={name} NodeAddr={name}.invalid NodeHostname={name} {words} Gres={listed} '
+        f"NodeName={name} NodeAddr={name}.invalid NodeHostname={name} {words} Gres={listed} "
         f'State=DOWN Reason="slurm-mig catalog: lets jobs for any MIG profile queue"'
         for name in names
     ]

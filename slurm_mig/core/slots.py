@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from slurm_mig.core.model import GUARD, ZERO, Device, Gpu, Placement, Slots, is_filler
 from slurm_mig.errors import ArrangementError
@@ -51,7 +52,7 @@ def hulls(busy: Mapping[int, Device]) -> list[Hull]:
     for index, device in busy.items():
         spans[device.type].append(index)
     found = sorted((Hull(t, min(i), max(i)) for t, i in spans.items()), key=lambda h: h.low)
-    for one, other in zip(found, found[1:], strict=False):
+    for one, other in pairwise(found):
         if other.low <= one.high:
             raise ArrangementError(
                 f"busy {one.type} (indexes {one.low}-{one.high}) and busy {other.type} "
@@ -176,9 +177,7 @@ def with_files(slots: Slots, gpus: Sequence[Gpu], cap_dir: str) -> Slots:
     spare = [f"{cap_dir}/nvidia-cap{m}" for gpu in gpus for m in gpu.spare_minors]
     used = {file for device in slots if not is_filler(device.type) for file in device.files}
     fillers = iter(spare)
-    filled = tuple(
-        Device(d.type, (next(fillers),)) if is_filler(d.type) else d for d in slots
-    )
+    filled = tuple(Device(d.type, (next(fillers),)) if is_filler(d.type) else d for d in slots)
     minors = (f"{cap_dir}/nvidia-cap{m}" for gpu in gpus for m in gpu.instance_minors)
     guard = Device(GUARD, tuple(file for file in minors if file not in used))
     return (*filled, guard)

@@ -1,4 +1,4 @@
-"""What the submit plugin must know, as a Lua table: etc/job_submit.lua reads it at each submission."""
+"""What the submit plugin must know, as a Lua table that etc/job_submit.lua reads."""
 
 from __future__ import annotations
 

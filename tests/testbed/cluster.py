@@ -13,7 +13,6 @@ import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from subprocess import CompletedProcess
 from types import TracebackType
 from typing import Any
@@ -81,7 +80,10 @@ class Cluster:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         self.stop()
 
@@ -228,7 +230,7 @@ class Cluster:
         """The end of every daemon's log, and what sinfo and squeue say."""
         return self.sh(
             f"sinfo -N -o '%N %T %G %E' 2>&1 || true; squeue 2>&1 || true; "
-            f"for f in /var/log/slurm/*.log; do echo \"== $f\"; tail -n {lines} $f; done",
+            f'for f in /var/log/slurm/*.log; do echo "== $f"; tail -n {lines} $f; done',
             check=False,
         )
 
@@ -258,7 +260,8 @@ class Cluster:
     def _start_host(self, number: int, node: NodeSpec) -> None:
         """A node's namespaces, network and simulated GPUs, cut by the site's own hand."""
         name = shlex.quote(node.name)
-        self.sh(f"setsid -f unshare -mnu --propagation private sh -ec {shlex.quote(_HOST)} host {name} "
+        self.sh(
+            f"setsid -f unshare -mnu --propagation private sh -ec {shlex.quote(_HOST)} host {name} "
             f">/run/nodes/{name}.log 2>&1 </dev/null"
         )
         self.wait_for(
@@ -278,7 +281,7 @@ class Cluster:
         assert major is not None
         self.run("nvml-sim", "create", "--caps-major", major[1], "--seed", node.name,
                  "--timing", self.timing, *gpus, node=node.name)  # fmt: skip
-        self.run("python", "-m", "tests.testbed.cut", *[m for m in map(_cut, node.gpus)],
+        self.run("python", "-m", "tests.testbed.cut", *map(_cut, node.gpus),
                  node=node.name)  # fmt: skip
 
     def _write_site_configuration(self) -> None:
@@ -309,7 +312,7 @@ def _cut(model: str) -> str:
 def fields(text: str) -> dict[str, str]:
     """`Key=value Key=value …` of scontrol; a value ends before the next ` Key=`."""
     found = re.findall(r"(?:^|\s)([A-Za-z][\w:/.]*)=(.*?)(?=\s[A-Za-z][\w:/.]*=|$)", text.strip())
-    return {key: value for key, value in found}
+    return dict(found)
 
 
 def cgroup_conf() -> str:
@@ -356,12 +359,11 @@ def slurm_conf(nodes: Iterable[NodeSpec], extra: str) -> str:
         "",
     ]
     for node in nodes:
-        gres = ",".join(
-            f"gpu:{t}:{n}" for t, n in _site_gres(node).items()
-        )
+        gres = ",".join(f"gpu:{t}:{n}" for t, n in _site_gres(node).items())
         feature = f" Features={node.features}" if node.features else ""
         lines.append(
-            f"NodeName={node.name} CPUs={node.cpus} RealMemory={node.memory_mib}{feature} Gres={gres}"
+            f"NodeName={node.name} CPUs={node.cpus} RealMemory={node.memory_mib}{feature} "
+            f"Gres={gres}"
         )
     partitions = dict.fromkeys(p for node in nodes for p in node.partitions)
     for partition in partitions:
@@ -390,7 +392,8 @@ mount -t tmpfs -o mode=1777 tmpfs /tmp
 mkdir -p /var/lib/slurm-mig /var/lib/slurm /proc/driver /run/nodes /run/lock
 mount -t tmpfs -o mode=755 tmpfs /var/lib/slurm-mig
 mount -t tmpfs -o mode=755 tmpfs /var/lib/slurm
-mkdir -p /run/slurm /run/munge /run/nodes /var/lib/slurm/ctld /var/log/slurm /var/log/munge /tmp/jobs
+mkdir -p /run/slurm /run/munge /run/nodes /tmp/jobs
+mkdir -p /var/lib/slurm/ctld /var/log/slurm /var/log/munge
 chmod 1777 /tmp/jobs
 chown munge:munge /run/munge /var/log/munge
 chown slurm:slurm /run/slurm /var/lib/slurm/ctld /var/log/slurm

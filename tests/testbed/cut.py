@@ -1,4 +1,4 @@
-"""The site's administrator at work, before slurm-mig: cuts this node's GPUs, writes gres.conf lines.
+"""The site's administrator at work, before slurm-mig: cuts GPUs, writes gres.conf lines.
 
     python -m tests.testbed.cut '1g.5gb*7' '1g.5gb*7' -     one word per GPU
     python -m tests.testbed.cut --gres NODE                 prints the site's gres.conf lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 
 from tests.testbed.product import CUDA_JOB, ManagedCluster
 
@@ -43,7 +44,7 @@ def start_runners(cluster: ManagedCluster) -> list[int]:
         for _ in range(count)
     ]
     for job in jobs:
-        cluster.wait_for(lambda j=job: cluster.reports(j, "first"), 20, f"job {job} to compute")
+        cluster.wait_for(partial(cluster.reports, job, "first"), 20, f"job {job} to compute")
     return jobs
 
 
@@ -59,7 +60,7 @@ def serve_waiting(cluster: ManagedCluster, claims: Claims) -> None:
     )
     for job, (profile, since) in submitted.items():
         try:
-            cluster.wait_for(lambda j=job: cluster.reports(j, "first"), WAIT_S, f"job {job}")
+            cluster.wait_for(partial(cluster.reports, job, "first"), WAIT_S, f"job {job}")
         except TimeoutError:
             claims.check(f"job {job} ({profile}) started", holds=False)
             continue

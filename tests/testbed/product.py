@@ -47,6 +47,10 @@ class ManagedCluster(Cluster):
             **self.files,
         }
 
+    def __enter__(self) -> ManagedCluster:
+        self.start()
+        return self
+
     def slurm_mig(self, *words: str, check: bool = True) -> CompletedProcess[str]:
         """Run slurm-mig on the head."""
         return self.run("slurm-mig", *words, check=check, timeout=120)
@@ -81,7 +85,8 @@ class ManagedCluster(Cluster):
 
 
 CUDA_JOB = """\
-fake-cuda --until-file /tmp/jobs/$SLURM_JOB_ID.stop --report /tmp/jobs/$SLURM_JOB_ID.first || exit $?
-srun fake-cuda --seconds 0.1 --report /tmp/jobs/$SLURM_JOB_ID.second
+me=/tmp/jobs/$SLURM_JOB_ID
+fake-cuda --until-file $me.stop --report $me.first || exit $?
+srun fake-cuda --seconds 0.1 --report $me.second
 """
 """Computes on its device until told, then launches a further step on it."""

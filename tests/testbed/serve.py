@@ -1,4 +1,4 @@
-"""What `scripts/testbed up` keeps running: a cluster with slurm-mig, enrolled, and its reconciler."""
+"""What `scripts/testbed up` keeps running: an enrolled cluster and its reconciler."""
 
 from __future__ import annotations
 

@@ -7,13 +7,14 @@ Models whose data are not complete are left out; one GPU without MIG is added.
 
 import json
 import sys
+from typing import Any
 
 
 def text(value: str) -> str:
     return json.dumps(value)
 
 
-def profile_row(profile: dict) -> str:
+def profile_row(profile: dict[str, Any]) -> str:
     places = profile["placements"]
     numbers = [
         profile["enum_value"], profile["id"], profile["slices"], profile["max"],
@@ -25,7 +26,7 @@ def profile_row(profile: dict) -> str:
     return f"\t\t{{ {text(profile['name'])}, {', '.join(map(str, numbers))}, {{ {pairs} }} }},"
 
 
-def model_rows(model: dict, name: str, device_id: str) -> list[str]:
+def model_rows(model: dict[str, Any], name: str, device_id: str) -> list[str]:
     head = ", ".join(
         str(v)
         for v in (
