@@ -8,7 +8,10 @@ from slurm_mig.core import slots
 from slurm_mig.core.model import Device
 from slurm_mig.core.records import ManagedNode
 
-HEADER = "# Written by slurm-mig: do not edit. `slurm-mig leave NODE` gives a node back to your own files.\n"
+HEADER = """\
+# Written by slurm-mig: do not edit.
+# `slurm-mig leave NODE` gives a node back to your own files.
+"""
 
 
 def nodes_conf(nodes: Sequence[ManagedNode], catalog: Sequence[str] = ()) -> str:

@@ -1,0 +1,65 @@
+"""A reconcile killed at any point is finished or undone by the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from slurm_mig.core import demand
+from tests.testbed.cluster import A100, NodeSpec
+from tests.testbed.product import CUDA_JOB, ManagedCluster
+
+POINTS = (
+    "store.save_transaction",
+    "cluster.drain",
+    "before:reshape",
+    "nodes.reshape",
+    "before:write",
+    "files.write",
+    "before:register",
+    "cluster.set_gres",
+    "nodes.publish",
+    "store.save_managed",
+    "before:release",
+    "cluster.resume",
+    "nodes.announce",
+)
+
+
+@pytest.fixture(scope="module")
+def one() -> Iterator[ManagedCluster]:
+    with ManagedCluster(nodes=(NodeSpec("a100-1", (A100, A100)),)) as cluster:
+        cluster.enrol()
+        yield cluster
+
+
+def alternating(cluster: ManagedCluster) -> str:
+    """A profile that two GPUs do not offer now."""
+    shown = demand.parse_gres(cluster.node("a100-1")["Gres"])
+    return "4g.20gb" if "3g.20gb" in shown else "3g.20gb"
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_after(one: ManagedCluster, point: str) -> None:
+    running = one.submit(CUDA_JOB, "--gres=gpu:1g.5gb:1")
+    one.wait_for(lambda: one.reports(running, "first"), 20, f"job {running} to compute")
+    wants = one.submit(CUDA_JOB, f"--gres=gpu:{alternating(one)}:1")
+    died = one.run("python", "-m", "tests.testbed.die_at", point, check=False)
+    assert died.returncode == -9, died.stdout + died.stderr
+    for _ in range(4):
+        one.slurm_mig("reconcile")
+        if one.job(wants)["JobState"] == "RUNNING":
+            break
+    one.wait_job(wants, "RUNNING")
+    one.wait_for(lambda: one.reports(wants, "first"), 10, f"job {wants} to compute")
+    state = one.node("a100-1")
+    assert "DRAIN" not in state["State"]
+    shown = demand.parse_gres(state["Gres"])
+    assert sum(shown.values()) == 15
+    for job in (running, wants):
+        one.run("touch", f"/tmp/jobs/{job}.stop")
+        assert one.wait_job(job, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", one.output(job)
+        first, second = one.reports(job, "first"), one.reports(job, "second")
+        assert first[0]["uuid"] == second[0]["uuid"]
+    one.wait_for(lambda: "COMPLETING" not in one.run("squeue", "-o", "%T").stdout, 10, "quiet")
