@@ -11,6 +11,7 @@ used, or releases a node whose views differ.
 from __future__ import annotations
 
 import logging
+import re
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,9 @@ log = logging.getLogger(__name__)
 
 REASON = "slurm-mig"
 """Every reason that we put on a node starts with this word and a colon."""
+
+REFUSED_REGISTRATION = re.compile(r"gres/gpu\S* (count|type) (too low|changed|reported lower)")
+"""slurmctld's own reasons for INVALID_REG (source: interfaces/gres.c)."""
 
 POLL_S = 0.02
 
@@ -67,14 +71,13 @@ def ours(node: SlurmNode, transaction: Transaction) -> bool:
     """True if the node's drain is the one of this transaction.
 
     slurmctld itself overwrites the reason when a registration is refused between our two
-    registrations ("gres/gpu count too low …", "gres/gpu type changed …"): with INVALID_REG on a
-    node whose transaction is open, that is part of ours.
+    registrations: on a node whose transaction is publishing, its words are part of ours.
     """
     if "DRAIN" not in node.states:
         return False
     if node.reason.startswith(transaction.reason):
         return True
-    return "INVALID_REG" in node.states and node.reason.startswith("gres/gpu ")
+    return transaction.phase is Phase.PUBLISHED and bool(REFUSED_REGISTRATION.match(node.reason))
 
 
 class Executor:
@@ -127,7 +130,19 @@ class Executor:
             return self._finish(
                 transaction, Phase.ABANDONED, f"drained by somebody else: {node.reason}"
             )
+        managed = self._store.managed()[transaction.node]
+        if transaction.phase is Phase.PUBLISHED and managed.slots == transaction.slots:
+            return self._was_released(transaction)
         return self._run(transaction)
+
+    def _was_released(self, transaction: Transaction) -> Outcome:
+        """All was done but for the record, and jobs may have started on the new slots since."""
+        run = _Run(self, transaction, Situation())
+        try:
+            run.see_it_respond()
+        except UnreachableError as error:
+            return self._quarantine(run, str(error))
+        return self._finish(transaction, Phase.RELEASED)
 
     def _run(self, transaction: Transaction, seen: Situation = Situation()) -> Outcome:  # noqa: B008
         run = _Run(self, transaction, seen)
@@ -257,7 +272,7 @@ class _Run:
         blocking = self.transaction.change.blocking
         for allocation in node.allocations:
             for index in allocation.indexes:
-                device = self.transaction.before[index]
+                device = self._managed().slots[index]
                 if (device.gpu, device.placement) in blocking:
                     raise BusyError(
                         f"job {allocation.job_id} has {device.placement} of GPU {device.gpu}"
@@ -274,7 +289,8 @@ class _Run:
         managed = self._managed()
         total = len(managed.slots) - 1
         held = {(gpu.index, i.placement) for gpu in gpus for i in gpu.instances if i.pids}
-        before = self.transaction.before
+        # The slots that slurmctld last confirmed: what a job's index means.
+        before = managed.slots
         now = {
             d.key: d
             for gpu in gpus
@@ -304,7 +320,7 @@ class _Run:
         self.seen = replace(self.seen, written=True)
 
     def register(self) -> None:
-        """slurmctld gets the new Gres, slurmd is restarted, and both must say the same.
+        """slurmctld gets the new Gres, slurmd reads its files again, and both must say the same.
 
         When a type vanishes while jobs use gpus of the node this takes two registrations
         (`slots.bridge_line`).
@@ -318,7 +334,9 @@ class _Run:
             self._x._cluster.set_gres(self.name, bridge)
             self._x._nodes.publish(self.name, managed.slots)
             self._wait(lambda n: "INVALID_REG" in n.states, "the first registration")
+            self._say_our_reason_again()
             self._x._cluster.set_gres(self.name, publish.node_gres(managed))
+            # A slurmd whose registration was refused may hang on SIGHUP (measured on 26.05.5).
             self._x._nodes.restart(self.name)
         else:
             self._x._cluster.set_gres(self.name, publish.node_gres(managed))
@@ -332,6 +350,12 @@ class _Run:
         )
         self._x._store.save_managed(managed)
         self.seen = replace(self.seen, registered=True)
+
+    def _say_our_reason_again(self) -> None:
+        """slurmctld put its own words in the reason's place: the fence is still ours."""
+        node = self._x._cluster.watch(self.name)
+        if ours(node, self.transaction):
+            self._x._cluster.drain(self.name, self.transaction.reason)
 
     def _wait(self, ready: Callable[[SlurmNode], bool], what: str) -> SlurmNode:
         deadline = self._x._clock.now() + self._x._limits.register_s
@@ -360,12 +384,16 @@ class _Run:
                 f"{'+'.join(sorted(node.states))}, reason {node.reason!r}"
             )
         self._x._cluster.resume(self.name)
+        self.see_it_respond()
+        self.seen = replace(self.seen, released=True)
+
+    def see_it_respond(self) -> None:
+        """Have slurmd register, and wait until slurmctld counts it as responding."""
         self._x._nodes.announce(self.name)
         self._wait(
             lambda n: not n.states & {"NOT_RESPONDING", "DRAIN", "INVALID_REG"},
             "the node to respond after its release",
         )
-        self.seen = replace(self.seen, released=True)
 
     def _journal(self, phase: Phase) -> None:
         self.transaction = replace(self.transaction, phase=phase)

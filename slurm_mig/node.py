@@ -94,12 +94,13 @@ class NodeAgent:
         write_atomic(run_dir / "slots", slotmap.slot_map(slots, constrained=constrained))
 
     def publish(self, slots: Slots) -> None:
-        """`prepare`, then restart slurmd."""
+        """`prepare`, then have slurmd take up its new configuration."""
         self.prepare(slots)
-        self._slurmd.restart()
+        self._slurmd.reload()
 
     def restart(self) -> None:
-        self._slurmd.restart()
+        """Make an end of this slurmd and start another: for the second of two registrations."""
+        self._slurmd.replace()
 
     def announce(self) -> None:
         self._slurmd.announce()

@@ -74,6 +74,36 @@ class Slurmd:
             return 0
         return pid
 
+    def reload(self) -> int:
+        """Have slurmd take up its new configuration and register; returns the new pid.
+
+        On SIGHUP slurmd finishes the requests under way, starts itself anew with the same listening
+        socket, and ends only when the new one is up (source: slurmd.c `_try_to_reconfig`, 23.11 and
+        later). No step launch is refused meanwhile, as between a stop and a start, and with files
+        that it cannot use it stays as it was. A slurmd that is not there, or does not follow, is
+        restarted by the site's command.
+        """
+        old = self.pid()
+        if old:
+            os.kill(old, signal.SIGHUP)
+            new = _wait(lambda: self._changed(old), self._deadline_s)
+            if new:
+                return new
+        return self.restart()
+
+    def replace(self) -> int:
+        """Kill slurmd and start it anew; returns the new pid. Raises as `restart`.
+
+        A slurmd whose registration was just refused can hang for minutes when told to stop or to
+        reload while steps are being launched (measured on 26.05.5). Killing it costs no job: steps
+        live in slurmstepd. One that runs a prolog or epilog is restarted the gentle way.
+        """
+        pid = self.pid()
+        if pid and not self.hooks():
+            os.kill(pid, signal.SIGKILL)
+            _wait(lambda: int(not _alive(pid)), self._deadline_s)
+        return self.restart()
+
     def restart(self) -> int:
         """Restart slurmd (its steps live on in slurmstepd) and return the new pid.
 
@@ -104,8 +134,9 @@ class Slurmd:
         return new
 
     def _changed(self, old: int) -> int:
+        """The pid of another slurmd than the old one, once the old one is gone."""
         pid = self.pid()
-        return pid if pid != old else 0
+        return pid if pid != old and not _alive(old) else 0
 
     def announce(self) -> None:
         """SIGHUP: slurmd reads its configuration and registers at once. Raises if none runs."""
@@ -120,6 +151,15 @@ class Slurmd:
         if not pid:
             return ()
         return tuple(_children(pid))
+
+
+def _alive(pid: int) -> bool:
+    """False for no process and for one that has ended and waits for its parent."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return pid > 0 and state != "Z"
 
 
 def _children(parent: int) -> Iterable[str]:

@@ -68,6 +68,8 @@ class Transaction:
     started: float
     change: NodeChange
     before: Slots
+    """The slots when it began, for `undo` and the record; a job's index means what
+    `ManagedNode.slots` says."""
     slots: Slots = ()
     """The slots being published; empty until they are known."""
     finished: float = 0.0

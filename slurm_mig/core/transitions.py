@@ -36,7 +36,7 @@ class Situation:
     written: bool = False
     """gres.conf and the node's line say what the slots are."""
     registered: bool = False
-    """slurmd registered with these slots after its restart, and slurmctld shows them."""
+    """slurmd registered with these slots, and slurmctld shows them."""
     released: bool = False
     """Resumed, registered again, responding."""
 

@@ -1,4 +1,4 @@
-"""One enrolled cluster for most tests, returned to its baseline between them; fresh ones on demand."""
+"""One enrolled cluster for most tests, without jobs between them; fresh ones on demand."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ POINTS = (
     "cluster.drain",
     "before:reshape",
     "nodes.reshape",
-    "before:write",
+    "before:write files",
     "files.write",
     "before:register",
     "cluster.set_gres",
@@ -28,16 +28,24 @@ POINTS = (
 
 
 @pytest.fixture(scope="module")
-def one() -> Iterator[ManagedCluster]:
+def node() -> Iterator[ManagedCluster]:
     with ManagedCluster(nodes=(NodeSpec("a100-1", (A100, A100)),)) as cluster:
         cluster.enrol()
         yield cluster
 
 
+@pytest.fixture
+def one(node: ManagedCluster) -> Iterator[ManagedCluster]:
+    yield node
+    node.run("scancel", "--user=alice")
+    node.wait_for(lambda: not node.run("squeue", "-h").stdout.strip(), 30, "every job to be gone")
+
+
 def alternating(cluster: ManagedCluster) -> str:
-    """A profile that two GPUs do not offer now."""
+    """A profile that the node does not offer now."""
     shown = demand.parse_gres(cluster.node("a100-1")["Gres"])
-    return "4g.20gb" if "3g.20gb" in shown else "3g.20gb"
+    candidates = ("3g.20gb", "4g.20gb", "2g.10gb", "7g.40gb")
+    return next(profile for profile in candidates if profile not in shown)
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -62,4 +70,3 @@ def test_killed_after(one: ManagedCluster, point: str) -> None:
         assert one.wait_job(job, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", one.output(job)
         first, second = one.reports(job, "first"), one.reports(job, "second")
         assert first[0]["uuid"] == second[0]["uuid"]
-    one.wait_for(lambda: "COMPLETING" not in one.run("squeue", "-o", "%T").stdout, 10, "quiet")

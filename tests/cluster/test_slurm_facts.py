@@ -110,4 +110,6 @@ def test_removing_a_type_under_a_job_is_refused_until_two_registrations(
 
 
 def _as_filler(text: str) -> str:
-    return text.replace("NodeName=mixed-1 Name=gpu Type=1g.5gb", "NodeName=mixed-1 Name=gpu Type=off", 1)
+    return text.replace(
+        "NodeName=mixed-1 Name=gpu Type=1g.5gb", "NodeName=mixed-1 Name=gpu Type=off", 1
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tests.testbed.cluster import Cluster, NodeSpec, A100
+from tests.testbed.cluster import A100, Cluster, NodeSpec
 from tests.testbed.namespaces import CGROUPS, cgroup_version
 
 

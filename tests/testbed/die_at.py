@@ -19,7 +19,7 @@ from slurm_mig.adapters.system import RealClock
 from slurm_mig.assembly import Assembly
 from slurm_mig.core.policy import Policy
 from slurm_mig.core.transitions import Step
-from slurm_mig.executor import Executor
+from slurm_mig.executor import Executor, Limits
 from slurm_mig.reconciler import Reconciler
 
 
@@ -49,7 +49,7 @@ class Deadly:
 def main(point: str) -> None:
     assembly = Assembly.of(config.load(Path(config.DEFAULT_PATH)))
     port, _, call = point.partition(".")
-    ports = {
+    ports: dict[str, Any] = {
         name: Deadly(getattr(assembly, name), call if name == port else "")
         for name in ("cluster", "nodes", "files", "store")
     }
@@ -58,9 +58,10 @@ def main(point: str) -> None:
         if point == f"before:{step.value}":
             die()
 
-    executor = Executor(**ports, clock=RealClock(), alive=alive)
+    executor = Executor(**ports, clock=RealClock(), limits=Limits(), alive=alive)
     with assembly.store.lock():
         Reconciler(**ports, clock=RealClock(), executor=executor, rules=Policy()).cycle()
+    print(assembly.store.report())
 
 
 if __name__ == "__main__":

@@ -122,6 +122,10 @@ class Namespaces:
     def stop(self) -> None:
         """End everything inside, and take its control groups away."""
         if self._first is not None:
+            # A frozen process does not die: Slurm freezes the jobs that it ends.
+            for state in (CGROUPS / "freezer" / self.name).rglob("freezer.state"):
+                with contextlib.suppress(OSError):
+                    state.write_text("THAWED")
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, 9)
             self._first.wait(timeout=10)

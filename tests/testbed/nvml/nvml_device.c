@@ -110,11 +110,16 @@ int copy_text(char *out, unsigned size, const char *text)
 
 /* -- the library ------------------------------------------------------------------------------ */
 
+static int users;
+
 API int nvmlInit_v2(void)
 {
 	if (!sim)
 		sim = sim_open(sim_path());
-	return sim ? OK : DRIVER_NOT_LOADED;
+	if (!sim)
+		return DRIVER_NOT_LOADED;
+	users++;
+	return OK;
 }
 ALIAS(nvmlInit_v2) int nvmlInit(void);
 
@@ -124,9 +129,17 @@ API int nvmlInitWithFlags(unsigned flags)
 	return nvmlInit_v2();
 }
 
+/* The last user's end: handles of before are good for nothing after the next nvmlInit. */
 API int nvmlShutdown(void)
 {
-	return sim ? OK : UNINITIALIZED;
+	if (!sim)
+		return UNINITIALIZED;
+	if (--users == 0) {
+		sim_close(sim);
+		sim = NULL;
+		handles = NULL;
+	}
+	return OK;
 }
 
 API const char *nvmlErrorString(int code)

@@ -101,6 +101,7 @@ struct state {
 const char *sim_path(void);
 struct state *sim_open(const char *path); /* NULL: no such state */
 struct state *sim_create(const char *path);
+void sim_close(struct state *state);
 void sim_lock(void);
 void sim_unlock(void);
 

@@ -68,6 +68,13 @@ struct state *sim_create(const char *path)
 	return state;
 }
 
+void sim_close(struct state *state)
+{
+	munmap(state, sizeof(*state));
+	close(lock_fd);
+	lock_fd = -1;
+}
+
 void sim_lock(void)
 {
 	flock(lock_fd, LOCK_EX);

@@ -1,0 +1,70 @@
+"""From what Slurm says of a job to what it needs."""
+
+from __future__ import annotations
+
+import pytest
+
+from slurm_mig.core import demand
+from tests.unit.builders import job
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("gres/gpu:3g.20gb:1", {"3g.20gb": 1}),
+        ("gres:gpu:1g.5gb+me:2", {"1g.5gb+me": 2}),
+        ("gpu:2", {"": 2}),
+        ("gres/gpu", {"": 1}),
+        ("gres/gpu:a100=2", {"a100": 2}),
+        ("gres/gpu:1g.5gb:1,license/x:3,gres/gpu:2g.10gb:1", {"1g.5gb": 1, "2g.10gb": 1}),
+        ("gres/gpu:3g.20gb", {"3g.20gb": 1}),
+        ("", {}),
+        (None, {}),
+        ("gres/craynetwork:1", {}),
+    ],
+)
+def test_every_spelling_of_a_request(text: str | None, wanted: dict[str, int]) -> None:
+    assert demand.parse_tres(text) == wanted
+
+
+def test_a_nodes_gres() -> None:
+    text = "gpu:1g.5gb:7(S:0-1),gpu:off:8,craynetwork:1"
+    assert demand.parse_gres(text) == {"1g.5gb": 7, "off": 8}
+
+
+def test_indexes_of_a_job() -> None:
+    detail = "gpu:1g.5gb:3(IDX:0-1,5),gpu:3g.20gb:1(IDX:7)"
+    assert demand.gpu_indexes(detail) == {0, 1, 5, 7}
+    assert demand.gpu_indexes("gpu:1g.5gb:0(IDX:N/A)") == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("per_node", "per_job", "per_task", "nodes", "tasks", "wanted"),
+    [
+        ("gpu:a:2", "", "", 2, 4, 2),
+        ("", "gpu:a:3", "", 2, 4, 2),
+        ("", "", "gpu:a:1", 2, 4, 2),
+    ],
+)
+def test_counts_on_each_node(
+    per_node: str, per_job: str, per_task: str, nodes: int, tasks: int, wanted: int
+) -> None:
+    found = demand.gpus_per_node(per_node, per_job, per_task, nodes=nodes, tasks=tasks)
+    assert found == {"a": wanted}
+
+
+def test_only_jobs_that_wait_for_resources_count_by_priority() -> None:
+    requests = [
+        job(1, {"a": 1}, reason="JobHeldUser"),
+        job(2, {"a": 1}, priority=5),
+        job(3, {"a": 1}, priority=9, reason="ReqNodeNotAvail"),
+        job(4, {"a": 1}, reason="Dependency"),
+        job(5, {}, priority=99),
+    ]
+    assert [r.job_id for r in demand.waiting(requests)] == [3, 2]
+
+
+def test_constraints() -> None:
+    assert demand.parse_constraint("a&b|c") == (frozenset({"a", "b"}), frozenset({"c"}))
+    assert demand.parse_constraint("[rack1*2&rack2*4]") == (demand.NO_NODE,)
+    assert demand.parse_constraint("") == ()
