@@ -271,6 +271,4 @@ def observe(config_path: Path, name: str | None) -> None:
 
 
 if __name__ == "__main__":
-    # A pipe that the reader closed is not worth a traceback.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     main()

@@ -130,7 +130,9 @@ def _view(
         shown = SlurmNode(managed.name, frozenset({"UNKNOWN"}), "", {}, 0, 0, 0, 0, frozenset())
     gpus = facts.gpus if isinstance(facts, NodeFacts) else ()
     condition, note = _condition(managed, shown, facts, transaction)
-    return NodeView(shown, gpus, managed.slots, condition, note)
+    if not shown.partitions:
+        shown = replace(shown, partitions=frozenset(managed.partitions))
+    return NodeView(shown, gpus, managed.slots, condition, note, managed.possible)
 
 
 def _condition(

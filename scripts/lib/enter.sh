@@ -6,7 +6,20 @@ enter() {
     local root=$1
     shift
     mkdir -p "$SLURM_MIG_CACHE/mnt"
-    unshare -mpnu --fork --kill-child --propagation private bash -euc '
+    set -- "$root" "$project" "$SLURM_MIG_CACHE" "$@"
+    if [ -n "${enter_pid_file:-}" ]; then
+        enter_namespaces "$@" &
+        echo $! >"$enter_pid_file"
+        wait $!
+    else
+        enter_namespaces "$@"
+    fi
+}
+
+enter_namespaces() {
+    exec_or_run=
+    [ -z "${enter_pid_file:-}" ] || exec_or_run=exec
+    $exec_or_run unshare -mpnu --fork --kill-child --propagation private bash -euc '
         root=$1; project=$2; cache=$3; shift 3
         work=$cache/mnt
         mount -t tmpfs -o mode=755 tmpfs "$work"
@@ -44,5 +57,5 @@ enter() {
         exec env -i PATH=/opt/slurm-mig/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
             HOME=/root LANG=C.UTF-8 TERM="${TERM:-dumb}" COLUMNS="${COLUMNS:-100}" CI="${CI:-}" \
             PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 "$@"
-    ' enter "$root" "$project" "$SLURM_MIG_CACHE" "$@"
+    ' enter "$@"
 }

@@ -11,7 +11,7 @@ project=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
 packages=(
     slurmctld slurmd slurm-client slurm-wlm-basic-plugins libslurm-dev munge
-    python3-venv python3-dev gcc libc6-dev make iproute2 procps util-linux ca-certificates lua5.4
+    python3-venv python3-dev gcc libc6-dev make iproute2 procps util-linux ca-certificates
 )
 
 say() { printf '%s\n' "$*" >&2; }

@@ -207,6 +207,8 @@ class NodeView:
     condition: NodeCondition = NodeCondition.USABLE
     note: str = ""
     """Why nothing may be done to the node now, for `status`."""
+    possible: tuple[str, ...] = ()
+    """Every type that the node can ever have, known also while it is away."""
 
     @property
     def name(self) -> str:

@@ -224,6 +224,7 @@ def _impossible(drafts: Iterable[_NodeDraft], request: JobRequest) -> str:
     reachable = [d for d in drafts if request.partition in d.view.slurm.partitions]
     for gres_type in request.gpus:
         known = {p.name for d in reachable for g in d.view.gpus for p in g.profiles if g.mig}
+        known |= {t for d in reachable for t in d.view.possible}
         known |= {d.type for r in reachable for d in r.view.slots if not is_filler(d.type)}
         if gres_type not in known:
             return (

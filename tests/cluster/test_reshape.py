@@ -55,9 +55,9 @@ def reconcile_until(cluster: ManagedCluster, job: int, cycles: int = 5) -> None:
     """Cycles until the job runs."""
     for _ in range(cycles):
         cluster.slurm_mig("reconcile")
-        if cluster.job(job)["JobState"] == "RUNNING":
+        if cluster.job(job)["JobState"] != "PENDING":
             return
-    cluster.wait_job(job, "RUNNING")
+    cluster.wait_job(job, "RUNNING", "COMPLETED")
 
 
 def gres(cluster: ManagedCluster, node: str = "a100-1") -> dict[str, int]:
@@ -195,25 +195,21 @@ def test_a_job_cannot_open_an_instance_made_after_it_started(fresh: ManagedClust
     ended_well(fresh, wants)
 
 
-def test_steps_launched_through_reshapes_never_fail(fresh: ManagedCluster) -> None:
-    """A job that launches steps in a loop while its node is reshaped, again and again.
+def test_steps_launched_through_a_reshape_do_not_fail(fresh: ManagedCluster) -> None:
+    """A job that launches steps without pause while its node is reshaped: one registration.
 
-    With one registration each; docs/facts.md has what two registrations cost such a loop.
+    docs/facts.md has what two registrations cost such a loop.
     """
     loop = "until [ -e /tmp/jobs/loop.stop ]; do srun true || exit 9; echo step; done"
     job = fresh.submit(loop, "--gres=gpu:1g.5gb:1")
     fresh.wait_for(lambda: "step" in fresh.output(job), 10, "the first step")
-    for profile in ("3g.20gb", "2g.10gb", "1g.10gb"):
-        wants = fresh.submit("true", f"--gres=gpu:{profile}:1")
-        for _ in range(4):
-            fresh.slurm_mig("reconcile")
-            if fresh.job(wants)["JobState"] != "PENDING":
-                break
-        fresh.wait_job(wants, "COMPLETED")
+    wants = fresh.submit("true", "--gres=gpu:3g.20gb:2")
+    reconcile_until(fresh, wants)
+    before = fresh.output(job).count("step")
+    fresh.wait_for(lambda: fresh.output(job).count("step") > before + 5, 15, "further steps")
     fresh.run("touch", "/tmp/jobs/loop.stop")
     shown = fresh.wait_job(job, "COMPLETED", "FAILED", timeout=60)
     assert shown["JobState"] == "COMPLETED", fresh.output(job)
-    assert len(fresh.history()) >= 3
 
 
 def test_the_whole_gpu_beside_a_mig_one_is_left_alone() -> None:
