@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from slurm_mig.core import demand
@@ -42,18 +44,88 @@ def test_after_a_resume_a_node_does_not_respond_until_it_registers(
     cluster: ManagedCluster,
 ) -> None:
     cluster.run("scontrol", "update", "NodeName=a30-1", "State=DRAIN", "Reason=test")
-    cluster.run("scontrol", "update", "NodeName=a30-1", "State=RESUME")
     pid = cluster.pid("slurmd", "a30-1")
-    cluster.sh(f"kill -HUP {pid}")
+    cluster.sh(f"kill -STOP {pid}")
+    cluster.run("scontrol", "update", "NodeName=a30-1", "State=RESUME")
+    assert "NOT_RESPONDING" in cluster.node("a30-1")["State"]
+    cluster.sh(f"kill -CONT {pid}; kill -HUP {pid}")
     cluster.wait_for(
         lambda: "NOT_RESPONDING" not in cluster.node("a30-1")["State"], 10, "a30-1 to respond"
     )
 
 
-def test_slurmd_waits_for_a_device_file_that_is_missing(cluster: ManagedCluster) -> None:
-    """Why every File is made before slurmd may read gres.conf."""
-    log = cluster.read("/var/log/slurm/slurmd-a100-1.log")
-    assert "can't stat gres.conf file" not in log
+def test_running_jobs_survive_slurmctlds_restart_and_a_reconfigure(
+    cluster: ManagedCluster,
+) -> None:
+    """After a live reshape: same total, every type listed, so slurmctld kills nothing."""
+    small = cluster.submit("exec sleep 60", "--gres=gpu:1g.6gb:1")
+    cluster.wait_job(small, "RUNNING")
+    wants = cluster.submit("exec sleep 60", "--gres=gpu:2g.12gb:1")
+    cluster.slurm_mig("reconcile")
+    cluster.wait_job(wants, "RUNNING")
+    gres = cluster.node("a30-1")["Gres"]
+    held = [cluster.job(job)["GRES"] for job in (small, wants)]
+    cluster.restart_daemon("slurmctld", signal="KILL")
+    cluster.run("scontrol", "reconfigure", check=False)
+    cluster.wait_for(
+        lambda: cluster.node("a30-1")["Gres"] == gres
+        and "NOT_RESPONDING" not in cluster.node("a30-1")["State"],
+        30, "the Gres as written")  # fmt: skip
+    for job, devices in zip((small, wants), held, strict=True):
+        shown = cluster.job(job)
+        assert (shown["JobState"], shown["GRES"]) == ("RUNNING", devices)
+
+
+def test_a_suspended_job_keeps_its_index_and_is_busy(cluster: ManagedCluster) -> None:
+    job = cluster.submit("exec sleep 60", "--gres=gpu:1g.6gb:1", "-w", "a30-1")
+    before = cluster.wait_job(job, "RUNNING")["GRES"]
+    cluster.run("scontrol", "suspend", str(job))
+    assert cluster.job(job)["GRES"] == before
+    owners = [
+        i["owner"]
+        for node in cluster.status()["nodes"]
+        if node["name"] == "a30-1"
+        for gpu in node["gpus"]
+        for i in gpu["instances"]
+    ]
+    assert owners.count(f"job {job}") == 1
+    cluster.run("scontrol", "resume", str(job))
+
+
+def test_a_zero_count_makes_slurmctld_rebuild_the_topology(cluster: ManagedCluster) -> None:
+    """Without it, where every old type is still listed, a registration leaves the old one."""
+    cluster.run("scontrol", "update", "NodeName=a100-2", "State=DRAIN", "Reason=test")
+    path = "/etc/slurm/slurm-mig/gres.conf"
+    ours, line = cluster.read(path), cluster.node("a100-2")["Gres"]
+    first = "NodeName=a100-2 Name=gpu Type=1g.5gb"
+    nodes = "/etc/slurm/slurm-mig/nodes.conf"
+    conf = cluster.read(nodes)
+    head, tail = conf.split("NodeName=a100-2 ", 1)
+    try:
+        cut = ours.rindex(first)
+        changed = ours[:cut] + first.replace("1g.5gb", "extra") + ours[cut + len(first) :]
+        cluster.write(path, changed)
+        new = "gpu:1g.5gb:13,gpu:extra:1,gpu:guard:1"
+        cluster.write(
+            nodes, f"{head}NodeName=a100-2 {tail.replace('gpu:1g.5gb:14,gpu:guard:1', new, 1)}"
+        )
+        cluster.run("scontrol", "update", "NodeName=a100-2", f"Gres={new}")
+        cluster.run("restart-slurmd", node="a100-2")
+        time.sleep(1)
+        assert "extra" not in cluster.node("a100-2")["Gres"]
+        cluster.run("scontrol", "update", "NodeName=a100-2", f"Gres={new},gpu:none:0")
+        cluster.run("restart-slurmd", node="a100-2")
+        cluster.wait_for(
+            lambda: demand.parse_gres(cluster.node("a100-2")["Gres"]).get("extra") == 1,
+            10, "the new type to show")  # fmt: skip
+    finally:
+        cluster.write(path, ours)
+        cluster.write(nodes, conf)
+        cluster.run("scontrol", "update", "NodeName=a100-2", f"Gres={line},gpu:none:0")
+        cluster.run("restart-slurmd", node="a100-2")
+        cluster.wait_for(lambda: cluster.node("a100-2")["Gres"] == line, 10, "the old line")
+        cluster.run("scontrol", "update", "NodeName=a100-2", "State=RESUME")
+        cluster.sh(f"kill -HUP {cluster.pid('slurmd', 'a100-2')}")
 
 
 def test_removing_a_type_under_a_job_is_refused_until_two_registrations(
