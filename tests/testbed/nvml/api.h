@@ -14,6 +14,7 @@ enum {
 	NOT_FOUND = 6,
 	INSUFFICIENT_SIZE = 7,
 	DRIVER_NOT_LOADED = 9,
+	OPERATING_SYSTEM = 17,
 	IN_USE = 19,
 	INSUFFICIENT_RESOURCES = 23,
 	ARGUMENT_VERSION_MISMATCH = 25,
@@ -23,13 +24,18 @@ enum {
 #define API __attribute__((visibility("default")))
 #define ALIAS(name) __attribute__((visibility("default"), alias(#name)))
 
-enum kind { GPU = 1, GPU_INSTANCE, COMPUTE_INSTANCE, MIG_DEVICE };
+/* DEVICE is for calls only: a whole GPU or a MIG device. */
+enum kind { GPU = 1, GPU_INSTANCE, COMPUTE_INSTANCE, MIG_DEVICE, DEVICE };
+
+/* NVML's version field of a structure. */
+#define VERSION(type, n) ((unsigned)(sizeof(type) | (n) << 24))
 
 /* What a caller's opaque pointer points to. A handle of an instance is good for one generation. */
 struct handle {
 	enum kind kind;
 	unsigned gpu, gi, ci;
 	uint64_t generation;
+	unsigned session; /* of the state that it belongs to */
 	struct handle *next;
 };
 
@@ -42,9 +48,18 @@ struct handle *handle_for(enum kind kind, unsigned gpu, unsigned gi, unsigned ci
 int enter(const char *call, struct handle *handle, enum kind kind);
 int leave_with(int code);
 
+/* A fault that a test asked for; OK when there is none. GPU -1: the call is about no GPU. */
+int injected(const char *call, int gpu);
+
+/* As long as the real thing takes, when the state says so. The lock stays held, as the driver's. */
+void pause_ms(unsigned milliseconds);
+
 struct gpu *gpu_of(const struct handle *handle);
 struct gi *gi_of(const struct handle *handle);
 struct ci *ci_of(const struct handle *handle);
+
+/* Drivers after R535 answer about profiles with MIG off too. */
+int mode_independent_queries(void);
 
 int copy_text(char *out, unsigned size, const char *text);
 

@@ -1,18 +1,39 @@
 /*
  * nvml-sim: makes and looks at the simulated GPUs of a node. Not part of NVML.
  *
- *   nvml-sim create [--state PATH] [--dev-root DIR] [--proc-root DIR] [--caps-major N]
- *                   [--driver VERSION] [--timing none|hardware] [--seed TEXT] GPU...
+ *   nvml-sim create [--dev-root DIR] [--proc-root DIR] [--caps-major N] [--driver VERSION]
+ *                   [--timing none|hardware] [--seed TEXT] GPU...
  *            GPU is MODEL[:mig=on|off][:layout=N|F][:minor=M]
- *   nvml-sim dump | reboot | timing none|hardware
- *   nvml-sim process add|remove PID [GPU GI]
- *   nvml-sim fault CALL CODE [TIMES] [GPU] | fault --clear
+ *   nvml-sim dump
+ *   nvml-sim reboot
+ *   nvml-sim timing none|hardware
+ *   nvml-sim process add --pid P --gpu I [--gi G [--ci C]]       (no --gi: the GPU as a whole)
+ *   nvml-sim process remove --pid P [--gpu I [--gi G]]
+ *   nvml-sim fault CALL --code NAME|NUMBER [--gpu I] [--times N]      (N -1: until cleared)
+ *   nvml-sim fault --clear
+ *
+ * Each takes --state PATH; else NVML_SIM_STATE; else /run/nvml-sim/state.
  */
 #include "sim.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
+
+#define MAX_WORDS 32
+#define DEFAULT_CAPS_MAJOR 508
+
+/* What the command line says: a value by option's name, NULL when not given, and the rest. */
+static const char *option_names[] = {
+	"state", "dev-root", "proc-root", "caps-major", "driver", "timing", "seed",
+	"gpu", "gi", "ci", "pid", "code", "times",
+};
+#define OPTIONS (sizeof(option_names) / sizeof(option_names[0]))
+
+static const char *values[OPTIONS];
+static char *words[MAX_WORDS];
+static int count, clear;
 
 static int die(const char *what, const char *which)
 {
@@ -20,219 +41,248 @@ static int die(const char *what, const char *which)
 	return 2;
 }
 
+static const char *option(const char *name)
+{
+	for (unsigned i = 0; i < OPTIONS; i++)
+		if (!strcmp(option_names[i], name))
+			return values[i];
+	return NULL;
+}
+
+static int number(const char *name, int otherwise)
+{
+	const char *value = option(name);
+
+	return value ? atoi(value) : otherwise;
+}
+
+static int take_option(const char *name, const char *value)
+{
+	if (!value)
+		return die("no value for", name);
+	for (unsigned i = 0; i < OPTIONS; i++)
+		if (!strcmp(option_names[i], name + 2)) {
+			values[i] = value;
+			return 0;
+		}
+	return die("unknown option:", name);
+}
+
+static int read_words(int argc, char **argv)
+{
+	for (int i = 1; i < argc; i++) {
+		if (!strcmp(argv[i], "--clear"))
+			clear = 1;
+		else if (!strncmp(argv[i], "--", 2)) {
+			if (take_option(argv[i], i + 1 < argc ? argv[i + 1] : NULL))
+				return 2;
+			i++;
+		} else if (count < MAX_WORDS)
+			words[count++] = argv[i];
+	}
+	return count ? 0 : die("usage:", "create | dump | reboot | timing | process | fault");
+}
+
+/* -- create ----------------------------------------------------------------------------------- */
+
+static int gpu_option(struct gpu *gpu, const char *word)
+{
+	int has_mig = sim_model(gpu)->memory_slices != 0;
+
+	if (!strcmp(word, "mig=on") && has_mig)
+		gpu->mig = gpu->pending = 1;
+	else if (!strcmp(word, "mig=on"))
+		return die("no MIG on", sim_model(gpu)->name);
+	else if (!strcmp(word, "layout=F"))
+		gpu->flipped = 1;
+	else if (!strncmp(word, "minor=", 6))
+		gpu->minor = (unsigned)atoi(word + 6);
+	else if (strcmp(word, "mig=off") && strcmp(word, "layout=N"))
+		return die("unknown option:", word);
+	return 0;
+}
+
 static int add_gpu(struct state *state, char *word, const char *seed)
 {
 	struct gpu *gpu = &state->gpu[state->gpus];
-	char *option = strchr(word, ':');
+	char *rest = strchr(word, ':');
 	int model;
 
-	if (option)
-		*option++ = 0;
+	if (state->gpus == MAX_GPUS)
+		return die("too many GPUs:", word);
+	if (rest)
+		*rest++ = 0;
 	model = sim_find_model(word);
-	if (model < 0 || state->gpus == MAX_GPUS)
+	if (model < 0)
 		return die("no such model:", word);
-	memset(gpu, 0, sizeof(*gpu));
 	gpu->model = (unsigned)model;
 	gpu->minor = state->gpus;
-	for (option = strtok(option, ":"); option; option = strtok(NULL, ":")) {
-		if (!strcmp(option, "mig=on"))
-			gpu->mig = gpu->pending = sim_model(gpu)->memory_slices != 0;
-		else if (!strcmp(option, "layout=F"))
-			gpu->flipped = 1;
-		else if (!strncmp(option, "minor=", 6))
-			gpu->minor = (unsigned)atoi(option + 6);
-		else if (strcmp(option, "mig=off") && strcmp(option, "layout=N"))
-			return die("unknown option:", option);
-	}
-	sim_uuid(gpu->uuid, "GPU-", seed, state->gpus, gpu->model);
+	gpu->persistence = 1;
+	for (rest = strtok(rest, ":"); rest; rest = strtok(NULL, ":"))
+		if (gpu_option(gpu, rest))
+			return 2;
+	sim_uuid(gpu->uuid, "GPU-", seed, state->gpus, 0);
 	state->gpus++;
 	return 0;
 }
 
-static int create(const char *path, int argc, char **argv)
+static int set_timing(struct state *state, const char *value)
 {
-	struct state *state = sim_create(path);
-	const char *seed = "slurm-mig";
-	int i;
-
-	if (!state)
-		return die("cannot make", path);
-	strcpy(state->driver, "580.95.05");
-	strcpy(state->dev_root, "/dev");
-	strcpy(state->proc_root, "/proc/driver");
-	state->caps_major = 508;
-	for (i = 0; i + 1 < argc && !strncmp(argv[i], "--", 2); i += 2) {
-		const char *value = argv[i + 1];
-
-		if (!strcmp(argv[i], "--dev-root"))
-			snprintf(state->dev_root, sizeof(state->dev_root), "%s", value);
-		else if (!strcmp(argv[i], "--proc-root"))
-			snprintf(state->proc_root, sizeof(state->proc_root), "%s", value);
-		else if (!strcmp(argv[i], "--caps-major"))
-			state->caps_major = (unsigned)atoi(value);
-		else if (!strcmp(argv[i], "--driver"))
-			snprintf(state->driver, sizeof(state->driver), "%s", value);
-		else if (!strcmp(argv[i], "--timing"))
-			state->hardware_timing = !strcmp(value, "hardware");
-		else if (!strcmp(argv[i], "--seed"))
-			seed = value;
-		else
-			return die("unknown option:", argv[i]);
-	}
-	for (; i < argc; i++)
-		if (add_gpu(state, argv[i], seed))
-			return 2;
-	return files_static(state) ? die("cannot make the driver's files under", state->dev_root) : 0;
-}
-
-static void dump_gi(const struct gpu *gpu, unsigned id, const char *comma)
-{
-	const struct gi *gi = &gpu->gi[id];
-	char uuid[64];
-	const char *sep = "";
-
-	printf("%s{\"gi\": %u, \"profile\": \"%s\", \"start\": %u, \"size\": %u, \"generation\": %llu, "
-	       "\"compute_instances\": [", comma, id, sim_profile(gpu, gi)->name, gi->start,
-	       sim_size(gpu, gi), (unsigned long long)gi->generation);
-	for (unsigned ci = 0; ci < MAX_CI; ci++) {
-		if (!gi->ci[ci].used)
-			continue;
-		sim_mig_uuid(uuid, gpu, id, ci);
-		printf("%s{\"ci\": %u, \"slices\": %u, \"uuid\": \"%s\"}", sep, ci,
-		       gi->ci[ci].width, uuid);
-		sep = ", ";
-	}
-	printf("]}");
-}
-
-static int dump(struct state *state)
-{
-	const char *sep = "";
-
-	sim_prune(state);
-	printf("{\"driver\": \"%s\", \"created\": %llu, \"destroyed\": %llu, \"calls\": %llu, \"gpus\": [",
-	       state->driver, (unsigned long long)state->created,
-	       (unsigned long long)state->destroyed, (unsigned long long)state->calls);
-	for (unsigned g = 0; g < state->gpus; g++) {
-		const struct gpu *gpu = &state->gpu[g];
-		const char *comma = "";
-
-		printf("%s{\"model\": \"%s\", \"minor\": %u, \"uuid\": \"%s\", \"mig\": %s, "
-		       "\"instances\": [", g ? ", " : "", sim_model(gpu)->name, gpu->minor,
-		       gpu->uuid, gpu->mig ? "true" : "false");
-		for (unsigned gi = 0; gi < MAX_GI; gi++)
-			if (gpu->gi[gi].used) {
-				dump_gi(gpu, gi, comma);
-				comma = ", ";
-			}
-		printf("]}");
-	}
-	printf("], \"processes\": [");
-	for (unsigned i = 0; i < MAX_PROCESSES; i++)
-		if (state->process[i].pid) {
-			printf("%s{\"pid\": %d, \"gpu\": %u, \"gi\": %d, \"ci\": %d}", sep,
-			       (int)state->process[i].pid, state->process[i].gpu,
-			       state->process[i].gi, state->process[i].ci);
-			sep = ", ";
-		}
-	printf("]}\n");
+	if (strcmp(value, "none") && strcmp(value, "hardware"))
+		return die("timing is none or hardware, not", value);
+	state->hardware_timing = !strcmp(value, "hardware");
 	return 0;
 }
 
-/* Instances never survive; the mode does on Ampere only. */
+static int set_text(char *out, size_t size, const char *name, const char *otherwise)
+{
+	const char *value = option(name) ? option(name) : otherwise;
+
+	if (strlen(value) >= size)
+		return die("too long:", value);
+	strcpy(out, value);
+	return 0;
+}
+
+static int settings(struct state *state)
+{
+	int caps_major = number("caps-major", DEFAULT_CAPS_MAJOR);
+
+	state->caps_major = (unsigned)caps_major;
+	return set_text(state->driver, sizeof(state->driver), "driver", "580.95.05") ||
+			       set_text(state->dev_root, ROOT_LENGTH, "dev-root", "/dev") ||
+			       set_text(state->proc_root, ROOT_LENGTH, "proc-root",
+					"/proc/driver") ||
+			       (option("timing") && set_timing(state, option("timing"))) ?
+		       2 : 0;
+}
+
+static int create(const char *path)
+{
+	struct state *state = sim_create(path);
+	char seed[128] = "";
+
+	if (!state)
+		return die("cannot make", path);
+	gethostname(seed, sizeof(seed) - 1);
+	if (set_text(seed, sizeof(seed), "seed", seed[0] ? seed : "node") || settings(state))
+		return 2;
+	for (int i = 1; i < count; i++)
+		if (add_gpu(state, words[i], seed))
+			return 2;
+	if (files_static(state))
+		return die("cannot make the driver's files under", state->dev_root);
+	return sim_publish(path) ? die("cannot make", path) : 0;
+}
+
+/* -- the other commands ------------------------------------------------------------------------ */
+
+static void forget_instances(const struct state *state, struct gpu *gpu)
+{
+	for (unsigned gi = 0; gi < MAX_GI; gi++) {
+		for (unsigned ci = 0; ci < MAX_CI; ci++)
+			if (gpu->gi[gi].ci[ci].used)
+				files_ci(state, gpu, gi, ci, 0);
+		if (gpu->gi[gi].used)
+			files_gi(state, gpu, gi, 0);
+	}
+	memset(gpu->gi, 0, sizeof(gpu->gi));
+}
+
+/* Instances never survive; the mode does on Ampere only, where a pending one takes effect. */
 static int reboot(struct state *state)
 {
 	memset(state->process, 0, sizeof(state->process));
 	for (unsigned g = 0; g < state->gpus; g++) {
 		struct gpu *gpu = &state->gpu[g];
 
-		for (unsigned gi = 0; gi < MAX_GI; gi++) {
-			for (unsigned ci = 0; ci < MAX_CI; ci++)
-				if (gpu->gi[gi].ci[ci].used)
-					files_ci(state, gpu, gi, ci, 0);
-			if (gpu->gi[gi].used)
-				files_gi(state, gpu, gi, 0);
-		}
-		memset(gpu->gi, 0, sizeof(gpu->gi));
+		forget_instances(state, gpu);
 		if (!sim_model(gpu)->needs_reset)
-			gpu->mig = gpu->pending = 0;
+			gpu->pending = 0;
 		gpu->mig = gpu->pending;
 	}
+	files_reboot(state);
 	return 0;
 }
 
-static int process(struct state *state, int argc, char **argv)
+static int process(struct state *state)
 {
-	pid_t pid = argc > 1 ? atoi(argv[1]) : 0;
+	/* The short form is `process add PID GPU GI` and `process remove PID`. */
+	pid_t pid = number("pid", count > 2 ? atoi(words[2]) : 0);
+	int gpu = number("gpu", count > 3 ? atoi(words[3]) : -1);
+	int gi = number("gi", count > 4 ? atoi(words[4]) : -1);
 
-	if (argc == 2 && !strcmp(argv[0], "remove")) {
-		sim_detach(state, pid);
+	if (pid > 0 && count > 1 && !strcmp(words[1], "remove")) {
+		sim_detach(state, pid, gpu, gi);
 		return 0;
 	}
-	if (argc != 4 || strcmp(argv[0], "add"))
-		return die("usage:", "process add PID GPU GI | process remove PID");
-	return sim_attach(state, pid, (unsigned)atoi(argv[2]), atoi(argv[3]), 0) ?
-		       die("no such process:", argv[1]) : 0;
+	if (pid <= 0 || count < 2 || strcmp(words[1], "add") || gpu < 0)
+		return die("usage:", "process add|remove --gpu I --gi G --pid P");
+	if (gpu >= (int)state->gpus || gi >= MAX_GI ||
+	    (gi >= 0 && !state->gpu[gpu].gi[gi].used))
+		return die("no such instance for process", option("pid") ? option("pid") : "");
+	return sim_attach(state, pid, (unsigned)gpu, gi, gi < 0 ? -1 : number("ci", 0)) ?
+		       die("no such process:", option("pid") ? option("pid") : words[2]) : 0;
 }
 
-static int fault(struct state *state, int argc, char **argv)
+static int fault(struct state *state)
 {
-	if (argc == 1 && !strcmp(argv[0], "--clear")) {
+	/* The short form is `fault CALL CODE [TIMES] [GPU]`. */
+	const char *code = option("code") ? option("code") : count > 2 ? words[2] : "";
+
+	if (clear) {
 		memset(state->fault, 0, sizeof(state->fault));
 		return 0;
 	}
-	if (argc < 2)
-		return die("usage:", "fault CALL CODE [TIMES] [GPU] | fault --clear");
+	if (count < 2 || code_number(code) < 0)
+		return die("usage:", "fault CALL --code NAME|NUMBER [--gpu I] [--times N] | fault --clear");
 	for (unsigned i = 0; i < MAX_FAULTS; i++) {
 		struct fault *f = &state->fault[i];
 
 		if (f->times)
 			continue;
-		snprintf(f->call, sizeof(f->call), "%s", argv[0]);
-		f->code = atoi(argv[1]);
-		f->times = argc > 2 ? atoi(argv[2]) : 1;
-		f->gpu = argc > 3 ? atoi(argv[3]) : -1;
+		snprintf(f->call, sizeof(f->call), "%s", words[1]);
+		f->code = code_number(code);
+		f->times = number("times", count > 3 ? atoi(words[3]) : 1);
+		f->gpu = number("gpu", count > 4 ? atoi(words[4]) : -1);
 		return 0;
 	}
-	return die("too many faults:", argv[0]);
+	return die("too many faults:", words[1]);
 }
 
-static int command(struct state *state, const char *verb, int argc, char **argv)
+static int command(struct state *state)
 {
-	if (!strcmp(verb, "dump"))
-		return dump(state);
-	if (!strcmp(verb, "reboot"))
-		return reboot(state);
-	if (!strcmp(verb, "process"))
-		return process(state, argc, argv);
-	if (!strcmp(verb, "fault") && argc)
-		return fault(state, argc, argv);
-	if (!strcmp(verb, "timing") && argc == 1) {
-		state->hardware_timing = !strcmp(argv[0], "hardware");
+	if (!strcmp(words[0], "dump")) {
+		dump(state);
 		return 0;
 	}
-	return die("unknown command:", verb);
+	if (!strcmp(words[0], "reboot"))
+		return reboot(state);
+	if (!strcmp(words[0], "process"))
+		return process(state);
+	if (!strcmp(words[0], "fault"))
+		return fault(state);
+	if (!strcmp(words[0], "timing") && count == 2)
+		return set_timing(state, words[1]);
+	return die("unknown command:", words[0]);
 }
 
 int main(int argc, char **argv)
 {
-	const char *path = sim_path();
 	struct state *state;
-	int code, skip = 2;
+	const char *path;
+	int code;
 
-	if (argc < 2)
-		return die("usage:", "create | dump | reboot | timing | process | fault");
-	if (argc > 3 && !strcmp(argv[2], "--state")) {
-		path = argv[3];
-		skip = 4;
-	}
-	if (!strcmp(argv[1], "create"))
-		return create(path, argc - skip, argv + skip);
+	if (read_words(argc, argv))
+		return 2;
+	path = option("state") ? option("state") : sim_path();
+	if (!strcmp(words[0], "create"))
+		return create(path);
 	state = sim_open(path);
 	if (!state)
 		return die("no state at", path);
 	sim_lock();
-	code = command(state, argv[1], argc - skip, argv + skip);
+	code = command(state);
 	sim_unlock();
 	return code;
 }

@@ -1,6 +1,7 @@
 /* What the driver shows: capability files under /proc/driver and device nodes under /dev. */
 #include "sim.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -11,10 +12,11 @@
 
 #define NVIDIA_MAJOR 195
 #define NVIDIA_UVM_MAJOR 510
+#define PATH_LENGTH (ROOT_LENGTH + 128)
 
-static void make_parents(const char *path)
+void files_parents(const char *path)
 {
-	char copy[512];
+	char copy[PATH_LENGTH];
 
 	snprintf(copy, sizeof(copy), "%s", path);
 	for (char *slash = copy + 1; (slash = strchr(slash, '/')); slash++) {
@@ -29,7 +31,7 @@ static int write_file(const char *path, const char *format, ...)
 	va_list args;
 	FILE *file;
 
-	make_parents(path);
+	files_parents(path);
 	file = fopen(path, "w");
 	if (!file)
 		return -1;
@@ -41,8 +43,14 @@ static int write_file(const char *path, const char *format, ...)
 
 static int make_node(const char *path, unsigned major_number, unsigned minor_number, mode_t mode)
 {
-	make_parents(path);
-	if (mknod(path, S_IFCHR | mode, makedev(major_number, minor_number)) && errno != EEXIST)
+	dev_t number = makedev(major_number, minor_number);
+	struct stat there;
+
+	files_parents(path);
+	/* Left by an earlier state with another major. */
+	if (!stat(path, &there) && S_ISCHR(there.st_mode) && there.st_rdev != number)
+		unlink(path);
+	if (mknod(path, S_IFCHR | mode, number) && errno != EEXIST)
 		return -1;
 	return chmod(path, mode);
 }
@@ -50,7 +58,7 @@ static int make_node(const char *path, unsigned major_number, unsigned minor_num
 static void capability(const struct state *state, const char *name, unsigned minor_number,
 		       mode_t mode, int there)
 {
-	char path[512];
+	char path[PATH_LENGTH];
 
 	snprintf(path, sizeof(path), "%s/nvidia/capabilities/%s", state->proc_root, name);
 	if (!there) {
@@ -83,11 +91,11 @@ void files_ci(const struct state *state, const struct gpu *gpu, unsigned gi, uns
 
 static int mig_minors(const struct state *state)
 {
-	char path[512];
+	char path[PATH_LENGTH];
 	FILE *file;
 
 	snprintf(path, sizeof(path), "%s/nvidia-caps/mig-minors", state->proc_root);
-	make_parents(path);
+	files_parents(path);
 	file = fopen(path, "w");
 	if (!file)
 		return -1;
@@ -107,7 +115,7 @@ static int mig_minors(const struct state *state)
 
 int files_static(const struct state *state)
 {
-	char path[512];
+	char path[PATH_LENGTH];
 
 	if (mig_minors(state))
 		return -1;
@@ -116,7 +124,7 @@ int files_static(const struct state *state)
 	for (unsigned i = 0; i < state->gpus; i++) {
 		snprintf(path, sizeof(path), "%s/nvidia/capabilities/gpu%u/mig/", state->proc_root,
 			 state->gpu[i].minor);
-		make_parents(path);
+		files_parents(path);
 		snprintf(path, sizeof(path), "%s/nvidia%u", state->dev_root, state->gpu[i].minor);
 		if (make_node(path, NVIDIA_MAJOR, state->gpu[i].minor, 0666))
 			return -1;
@@ -127,4 +135,21 @@ int files_static(const struct state *state)
 	make_node(path, NVIDIA_UVM_MAJOR, 0, 0666);
 	snprintf(path, sizeof(path), "%s/nvidia-uvm-tools", state->dev_root);
 	return make_node(path, NVIDIA_UVM_MAJOR, 1, 0666);
+}
+
+/* /dev is empty after a boot: the nodes of instances go, which destroying them does not do. */
+void files_reboot(const struct state *state)
+{
+	char path[PATH_LENGTH + 64];
+	struct dirent *entry;
+	unsigned number;
+	DIR *dir;
+
+	snprintf(path, sizeof(path), "%s/nvidia-caps", state->dev_root);
+	dir = opendir(path);
+	while (dir && (entry = readdir(dir)))
+		if (sscanf(entry->d_name, "nvidia-cap%u", &number) == 1 && number > 2)
+			unlinkat(dirfd(dir), entry->d_name, 0);
+	if (dir)
+		closedir(dir);
 }

@@ -58,18 +58,24 @@ int sim_attach(struct state *state, pid_t pid, unsigned gpu, int gi, int ci)
 		if (process->pid)
 			continue;
 		process->started = start_time(pid);
+		if (!process->started)
+			return -1;
 		process->gpu = gpu;
 		process->gi = gi;
 		process->ci = ci;
 		process->pid = pid;
-		return process->started ? 0 : -1;
+		return 0;
 	}
 	return -1;
 }
 
-void sim_detach(struct state *state, pid_t pid)
+void sim_detach(struct state *state, pid_t pid, int gpu, int gi)
 {
-	for (unsigned i = 0; i < MAX_PROCESSES; i++)
-		if (state->process[i].pid == pid)
-			memset(&state->process[i], 0, sizeof(state->process[i]));
+	for (unsigned i = 0; i < MAX_PROCESSES; i++) {
+		struct process *process = &state->process[i];
+
+		if (process->pid == pid && (gpu < 0 || (int)process->gpu == gpu) &&
+		    (gi < 0 || process->gi == gi))
+			memset(process, 0, sizeof(*process));
+	}
 }

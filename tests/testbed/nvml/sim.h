@@ -10,13 +10,14 @@
 #include <sys/types.h>
 
 #define DEFAULT_STATE "/run/nvml-sim/state"
-#define SIM_MAGIC 0x4d49474eu
+#define SIM_MAGIC 0x4d49474fu
 #define MAX_GPUS 16
 #define MAX_GI 15 /* GI ids 0..14: one full, two halves, four quarters, eight eighths */
 #define MAX_CI 8
 #define MAX_PROCESSES 512
 #define MAX_FAULTS 16
 #define MAX_PROFILES 16
+#define ROOT_LENGTH 256
 
 struct placement {
 	unsigned start, size;
@@ -48,6 +49,7 @@ struct ci {
 	int used;
 	unsigned profile; /* compute instance profile id */
 	unsigned start, width;
+	uint64_t generation;
 };
 
 struct gi {
@@ -63,7 +65,8 @@ struct gpu {
 	unsigned minor;
 	char uuid[64];
 	int mig, pending;
-	int flipped; /* placement layout F: see docs/facts.md */
+	int persistence;
+	int flipped; /* placement layout F: NVML starts turned by half a GPU */
 	struct gi gi[MAX_GI];
 };
 
@@ -85,13 +88,14 @@ struct state {
 	uint32_t magic;
 	uint32_t size;
 	char driver[32];
-	char dev_root[128];
-	char proc_root[128];
+	char dev_root[ROOT_LENGTH];
+	char proc_root[ROOT_LENGTH];
 	unsigned caps_major;
 	int hardware_timing;
 	unsigned gpus;
 	uint64_t generation;
-	uint64_t created, destroyed, calls;
+	uint64_t created, destroyed; /* GPU instances */
+	uint64_t ci_created, ci_destroyed, mode_changes, calls;
 	struct gpu gpu[MAX_GPUS];
 	struct process process[MAX_PROCESSES];
 	struct fault fault[MAX_FAULTS];
@@ -99,8 +103,9 @@ struct state {
 
 /* state.c */
 const char *sim_path(void);
-struct state *sim_open(const char *path); /* NULL: no such state */
-struct state *sim_create(const char *path);
+struct state *sim_open(const char *path);   /* NULL: no such state */
+struct state *sim_create(const char *path); /* not seen by others before sim_publish */
+int sim_publish(const char *path);
 void sim_close(struct state *state);
 void sim_lock(void);
 void sim_unlock(void);
@@ -113,17 +118,37 @@ int sim_gi_id(const struct gpu *gpu, unsigned start, unsigned size);
 int sim_fits(const struct gpu *gpu, const struct profile *profile, unsigned start, unsigned size);
 unsigned sim_gi_minor(const struct gpu *gpu, unsigned gi);
 unsigned sim_ci_minor(const struct gpu *gpu, unsigned gi, unsigned ci);
+int sim_has_instances(const struct gpu *gpu);
+void sim_device_name(char *out, size_t size, const struct gpu *gpu, const struct gi *gi,
+		     unsigned width);
+
+/* compute instances: state.c */
+unsigned sim_ci_width(const struct gpu *gpu, const struct gi *gi, unsigned profile);
+unsigned sim_ci_sm(const struct gpu *gpu, const struct gi *gi, unsigned width);
+unsigned sim_ci_places(const struct profile *p, unsigned width, struct placement out[MAX_CI]);
+int sim_ci_fits(const struct gi *gi, struct placement at);
+
+/* codes.c */
+const char *code_text(int code);
+int code_number(const char *name); /* a number, IN_USE or NVML_ERROR_IN_USE; -1: unknown */
+
+/* uuid.c */
 void sim_uuid(char out[64], const char *prefix, const char *seed, unsigned gi, unsigned ci);
 void sim_mig_uuid(char out[64], const struct gpu *gpu, unsigned gi, unsigned ci);
+
+/* dump.c */
+void dump(struct state *state);
 
 /* processes.c */
 int sim_holders(struct state *state, unsigned gpu, int gi, int ci);
 int sim_attach(struct state *state, pid_t pid, unsigned gpu, int gi, int ci);
-void sim_detach(struct state *state, pid_t pid);
+void sim_detach(struct state *state, pid_t pid, int gpu, int gi); /* -1: wherever it is */
 void sim_prune(struct state *state);
 
 /* files.c: what the driver shows in /proc and /dev */
+void files_parents(const char *path);
 int files_static(const struct state *state);
+void files_reboot(const struct state *state);
 void files_gi(const struct state *state, const struct gpu *gpu, unsigned gi, int there);
 void files_ci(const struct state *state, const struct gpu *gpu, unsigned gi, unsigned ci, int there);
 

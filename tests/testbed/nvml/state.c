@@ -1,7 +1,10 @@
 /* The mapped state, its lock, and the rules that NVML's answers follow. */
 #include "sim.h"
 
+#include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +16,8 @@
 #include "tables.h"
 
 static int lock_fd = -1;
+static pid_t lock_owner;
+static pthread_mutex_t threads = PTHREAD_MUTEX_INITIALIZER;
 
 const char *sim_path(void)
 {
@@ -29,7 +34,10 @@ static struct state *map(int fd)
 		close(fd);
 		return NULL;
 	}
+	if (lock_fd >= 0)
+		close(lock_fd);
 	lock_fd = fd;
+	lock_owner = getpid();
 	return at;
 }
 
@@ -46,15 +54,30 @@ struct state *sim_open(const char *path)
 		return NULL;
 	}
 	state = map(fd);
-	if (state && (state->magic != SIM_MAGIC || state->size != sizeof(struct state)))
+	if (state && (state->magic != SIM_MAGIC || state->size != sizeof(struct state))) {
+		munmap(state, sizeof(*state));
 		return NULL;
+	}
 	return state;
 }
 
+static const char *unpublished(const char *path)
+{
+	static char name[PATH_MAX];
+
+	snprintf(name, sizeof(name), "%s.new", path);
+	return name;
+}
+
+/* A new file: whoever has the old one mapped must not see it shrink under him (SIGBUS). */
 struct state *sim_create(const char *path)
 {
 	struct state *state;
-	int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+	int fd;
+
+	files_parents(path);
+	unlink(unpublished(path));
+	fd = open(unpublished(path), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
 
 	/* Everybody may count as a process; that only root changes instances is checked by the call. */
 	if (fd < 0 || fchmod(fd, 0666) || ftruncate(fd, sizeof(struct state)))
@@ -62,10 +85,14 @@ struct state *sim_create(const char *path)
 	state = map(fd);
 	if (!state)
 		return NULL;
-	memset(state, 0, sizeof(*state));
 	state->magic = SIM_MAGIC;
 	state->size = sizeof(*state);
 	return state;
+}
+
+int sim_publish(const char *path)
+{
+	return rename(unpublished(path), path);
 }
 
 void sim_close(struct state *state)
@@ -75,14 +102,46 @@ void sim_close(struct state *state)
 	lock_fd = -1;
 }
 
+/* flock belongs to the open file, which a forked child shares: the child opens its own. */
+static void own_lock_after_fork(void)
+{
+	char path[64];
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", lock_fd);
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		return;
+	close(lock_fd);
+	lock_fd = fd;
+	lock_owner = getpid();
+}
+
+static void child_after_fork(void)
+{
+	/* Another thread of the parent may have held it. */
+	threads = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+}
+
+__attribute__((constructor)) static void watch_forks(void)
+{
+	pthread_atfork(NULL, NULL, child_after_fork);
+}
+
+/* Among threads by the mutex, among processes by flock: each is blind to the other's kind. */
 void sim_lock(void)
 {
-	flock(lock_fd, LOCK_EX);
+	pthread_mutex_lock(&threads);
+	if (lock_owner != getpid())
+		own_lock_after_fork();
+	while (flock(lock_fd, LOCK_EX) && errno == EINTR)
+		;
 }
 
 void sim_unlock(void)
 {
 	flock(lock_fd, LOCK_UN);
+	pthread_mutex_unlock(&threads);
 }
 
 const struct model *sim_model(const struct gpu *gpu)
@@ -117,7 +176,7 @@ int sim_gi_id(const struct gpu *gpu, unsigned start, unsigned size)
 	unsigned parts = sim_model(gpu)->memory_slices / size;
 	unsigned at = start / size;
 
-	if (gpu->flipped)
+	if (gpu->flipped && sim_model(gpu)->memory_slices == 8)
 		at = (at + parts / 2) % parts;
 	switch (parts) {
 	case 1:
@@ -169,29 +228,79 @@ unsigned sim_ci_minor(const struct gpu *gpu, unsigned gi, unsigned ci)
 	return sim_gi_minor(gpu, gi) + 1 + ci;
 }
 
-/* A name-based UUID whose version nibble is 5, as the driver's. The hash need not be SHA-1. */
-void sim_uuid(char out[64], const char *prefix, const char *seed, unsigned gi, unsigned ci)
+int sim_has_instances(const struct gpu *gpu)
 {
-	char text[256];
-	uint64_t half[2];
-
-	snprintf(text, sizeof(text), "%s/%u/%u", seed, gi, ci);
-	for (unsigned i = 0; i < 2; i++) {
-		half[i] = 14695981039346656037ull + i * 1099511628211ull * 7919;
-		for (const char *c = text; *c; c++)
-			half[i] = (half[i] ^ (unsigned char)*c) * 1099511628211ull;
-		half[i] ^= half[i] >> 29;
-		half[i] *= 0xbf58476d1ce4e5b9ull;
-		half[i] ^= half[i] >> 32;
-	}
-	half[0] = (half[0] & ~0xf000ull) | 0x5000ull;
-	half[1] = (half[1] & ~(3ull << 62)) | (2ull << 62);
-	snprintf(out, 64, "%s%08x-%04x-%04x-%04x-%012llx", prefix, (unsigned)(half[0] >> 32),
-		 (unsigned)(half[0] >> 16 & 0xffff), (unsigned)(half[0] & 0xffff),
-		 (unsigned)(half[1] >> 48), (unsigned long long)(half[1] & 0xffffffffffffull));
+	for (unsigned gi = 0; gi < MAX_GI; gi++)
+		if (gpu->gi[gi].used)
+			return 1;
+	return 0;
 }
 
-void sim_mig_uuid(char out[64], const struct gpu *gpu, unsigned gi, unsigned ci)
+/* 3g.20gb, or 1c.3g.20gb when the compute instance is only a part. */
+void sim_device_name(char *out, size_t size, const struct gpu *gpu, const struct gi *gi,
+		     unsigned width)
 {
-	sim_uuid(out, "MIG-", gpu->uuid, gi, ci);
+	const struct profile *p = sim_profile(gpu, gi);
+
+	if (width == p->slices)
+		snprintf(out, size, "%s", p->name);
+	else
+		snprintf(out, size, "%uc.%s", width, p->name);
+}
+
+/* Compute slices of a compute instance profile here; 0 when the instance does not offer it. */
+unsigned sim_ci_width(const struct gpu *gpu, const struct gi *gi, unsigned id)
+{
+	/* By NVML_COMPUTE_INSTANCE_PROFILE_*; 7 is the one of a GPU instance with double memory. */
+	static const unsigned widths[] = { 1, 2, 3, 4, 7, 0, 0, 1, 0 };
+	const struct profile *p = sim_profile(gpu, gi);
+	unsigned width;
+
+	if (id >= sizeof(widths) / sizeof(widths[0]))
+		return 0;
+	width = widths[id];
+	if (p->double_memory)
+		return id == 7;
+	if (id == 7 || width > p->slices)
+		return 0;
+	/* -lcip of real GPUs has no 3c on a 4g. */
+	if (p->slices == 4 && width == 3)
+		return 0;
+	return width;
+}
+
+/* A part has so many slices' SMs; the whole has all, also those left over by the division. */
+unsigned sim_ci_sm(const struct gpu *gpu, const struct gi *gi, unsigned width)
+{
+	const struct profile *p = sim_profile(gpu, gi);
+	const struct model *model = sim_model(gpu);
+
+	if (width == p->slices)
+		return p->sm;
+	for (unsigned i = 0; i < model->profiles; i++)
+		if (model->profile[i].number == 0)
+			return model->profile[i].sm * width;
+	return p->sm / p->slices * width;
+}
+
+/*
+ * Starts in compute slices, aligned so that the counts are those of real -lcip outputs (7g: seven
+ * 1c, three 2c, two 3c, one 4c).
+ */
+unsigned sim_ci_places(const struct profile *p, unsigned width, struct placement out[MAX_CI])
+{
+	unsigned step = width > 2 ? 4 : width, n = 0;
+
+	for (unsigned start = 0; start + width <= p->slices; start += step)
+		out[n++] = (struct placement){ start, width };
+	return n;
+}
+
+int sim_ci_fits(const struct gi *gi, struct placement at)
+{
+	for (unsigned i = 0; i < MAX_CI; i++)
+		if (gi->ci[i].used && gi->ci[i].start < at.start + at.size &&
+		    at.start < gi->ci[i].start + gi->ci[i].width)
+			return 0;
+	return 1;
 }

@@ -1,12 +1,12 @@
-/* NVML's MIG calls: mode, profiles, placements, GPU instances, compute instances, MIG devices. */
+/* NVML's MIG calls on a GPU: mode, profiles, placements, GPU instances. */
 #include "api.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #define GPU_INSTANCE_PROFILE_COUNT 0x12
-#define COMPUTE_INSTANCE_PROFILE_COUNT 8
 
 /* -- mode ------------------------------------------------------------------------------------- */
 
@@ -23,15 +23,13 @@ API int nvmlDeviceGetMigMode(struct handle *device, unsigned *current, unsigned 
 	return leave_with(OK);
 }
 
-static int has_instances(const struct gpu *gpu)
-{
-	for (unsigned gi = 0; gi < MAX_GI; gi++)
-		if (gpu->gi[gi].used)
-			return 1;
-	return 0;
-}
+/* Measured on a cloud A100 80GB with driver 580; no figure was published for resetless GPUs. */
+#define RESET_MS 6460
 
-/* Returns OK also when the mode only becomes pending: the second code says why. */
+/*
+ * Returns OK also when the mode only becomes pending: the second code says why. Nothing is ever
+ * destroyed. Ampere stores the mode on the board and resets the idle GPU; later ones do not reset.
+ */
 API int nvmlDeviceSetMigMode(struct handle *device, unsigned mode, int *activation)
 {
 	struct gpu *gpu;
@@ -42,22 +40,28 @@ API int nvmlDeviceSetMigMode(struct handle *device, unsigned mode, int *activati
 	gpu = gpu_of(device);
 	if (!sim_model(gpu)->memory_slices)
 		return leave_with(NOT_SUPPORTED);
+	if (mode > 1 || !activation)
+		return leave_with(INVALID_ARGUMENT);
 	if (geteuid())
 		return leave_with(NO_PERMISSION);
-	gpu->pending = mode != 0;
+	gpu->pending = (int)mode;
 	*activation = OK;
 	if (gpu->pending == gpu->mig)
 		return leave_with(OK);
-	if (has_instances(gpu) || sim_holders(sim, device->gpu, -1, -1))
+	if (sim_has_instances(gpu) || sim_holders(sim, device->gpu, -1, -1)) {
 		*activation = IN_USE;
-	else
-		gpu->mig = gpu->pending;
+		return leave_with(OK);
+	}
+	if (sim_model(gpu)->needs_reset)
+		pause_ms(RESET_MS);
+	gpu->mig = gpu->pending;
+	sim->mode_changes++;
 	return leave_with(OK);
 }
 
 API int nvmlDeviceIsMigDeviceHandle(struct handle *device, unsigned *is)
 {
-	int code = enter(__func__, device, GPU);
+	int code = enter(__func__, device, DEVICE);
 
 	if (code)
 		return code;
@@ -77,11 +81,22 @@ API int nvmlDeviceGetMaxMigDeviceCount(struct handle *device, unsigned *count)
 
 /* -- profiles --------------------------------------------------------------------------------- */
 
+int mode_independent_queries(void)
+{
+	return atoi(sim->driver) > 535;
+}
+
+/* Whether the driver talks about profiles now. */
+static int profiles_known(const struct gpu *gpu)
+{
+	return sim_model(gpu)->memory_slices && (gpu->mig || mode_independent_queries());
+}
+
 static const struct profile *by_number(const struct gpu *gpu, unsigned number)
 {
 	const struct model *model = sim_model(gpu);
 
-	for (unsigned i = 0; i < model->profiles; i++)
+	for (unsigned i = 0; profiles_known(gpu) && i < model->profiles; i++)
 		if (model->profile[i].number == number)
 			return &model->profile[i];
 	return NULL;
@@ -91,7 +106,7 @@ static const struct profile *by_id(const struct gpu *gpu, unsigned id)
 {
 	const struct model *model = sim_model(gpu);
 
-	for (unsigned i = 0; i < model->profiles; i++)
+	for (unsigned i = 0; profiles_known(gpu) && i < model->profiles; i++)
 		if (model->profile[i].id == id)
 			return &model->profile[i];
 	return NULL;
@@ -115,8 +130,6 @@ struct profile_info_v3 {
 	unsigned capabilities;
 };
 
-#define VERSION(type, n) ((unsigned)(sizeof(type) | (n) << 24))
-
 API int nvmlDeviceGetGpuInstanceProfileInfo(struct handle *device, unsigned number,
 					    struct profile_info *info)
 {
@@ -134,6 +147,9 @@ API int nvmlDeviceGetGpuInstanceProfileInfo(struct handle *device, unsigned numb
 				       p->enc, p->jpeg, p->ofa, p->memory_mb };
 	return leave_with(OK);
 }
+
+/* NVML_GPU_INSTANCE_PROFILE_CAPS_GFX */
+#define CAN_GRAPHICS 2
 
 static int profile_info(const struct profile *p, struct profile_info_v2 *info)
 {
@@ -154,7 +170,8 @@ static int profile_info(const struct profile *p, struct profile_info_v2 *info)
 
 		*v3 = (struct profile_info_v3){ info->version, p->id, p->slices, p->max, p->sm,
 						p->ce, p->dec, p->enc, p->jpeg, p->ofa,
-						p->memory_mb, "", 0 };
+						p->memory_mb, "",
+						strstr(p->name, "+gfx") ? CAN_GRAPHICS : 0 };
 		strcpy(v3->name, name);
 		return OK;
 	}
@@ -201,6 +218,10 @@ API int nvmlDeviceGetGpuInstancePossiblePlacements_v2(struct handle *device, uns
 	return leave_with(OK);
 }
 
+ALIAS(nvmlDeviceGetGpuInstancePossiblePlacements_v2)
+int nvmlDeviceGetGpuInstancePossiblePlacements(struct handle *device, unsigned id,
+					       struct placement *out, unsigned *count);
+
 static int mig_profile(struct handle *device, unsigned id, const struct profile **p)
 {
 	if (!gpu_of(device)->mig)
@@ -239,7 +260,8 @@ API int nvmlDeviceGetGpuInstanceRemainingCapacity(struct handle *device, unsigne
 
 /*
  * Published times of creating an instance with its compute instance, and of destroying it, in
- * milliseconds by compute slices (docs/facts.md). Newer models take Hopper's.
+ * milliseconds by compute slices (constants of RL_MIG_scheduler, arXiv 2507.13601; sizes that it
+ * does not list are interpolated). Newer models take Hopper's.
  */
 static void pause_for(const struct gpu *gpu, unsigned slices, int destroying)
 {
@@ -250,13 +272,11 @@ static void pause_for(const struct gpu *gpu, unsigned slices, int destroying)
 	const unsigned *create = hopper;
 	unsigned destroy = 240;
 
-	if (!sim->hardware_timing)
-		return;
 	if (!strcmp(model->arch, "ampere")) {
 		create = model->memory_slices == 4 ? a30 : ampere;
 		destroy = model->memory_slices == 4 ? 100 : 210;
 	}
-	usleep((destroying ? destroy : create[slices - 1]) * 1000);
+	pause_ms(destroying ? destroy : create[slices - 1]);
 }
 
 static int create_at(struct handle *device, const struct profile *p, struct placement at,
@@ -280,10 +300,11 @@ static int create_at(struct handle *device, const struct profile *p, struct plac
 
 static int may_create(struct handle *device, unsigned id, const struct profile **p)
 {
-	if (device->kind != GPU)
-		return INVALID_ARGUMENT;
 	if (geteuid())
 		return NO_PERMISSION;
+	/* The driver refuses the first instance while somebody holds the GPU as a whole. */
+	if (!sim_has_instances(gpu_of(device)) && sim_holders(sim, device->gpu, -1, -1))
+		return IN_USE;
 	return mig_profile(device, id, p);
 }
 
@@ -423,287 +444,3 @@ API int nvmlGpuInstanceGetInfo(struct handle *instance, struct instance_info *in
 					  sim_size(gpu_of(instance), gi_of(instance)) } };
 	return leave_with(OK);
 }
-
-/* -- compute instances ------------------------------------------------------------------------ */
-
-/* Compute slices of a profile on this instance; 0 when the instance does not offer it. */
-static unsigned width_of(const struct gpu *gpu, const struct gi *gi, unsigned id)
-{
-	static const unsigned widths[] = { 1, 2, 3, 4, 7, 0, 0, 1 };
-	const struct profile *p = sim_profile(gpu, gi);
-	unsigned width;
-
-	if (id >= COMPUTE_INSTANCE_PROFILE_COUNT)
-		return 0;
-	width = widths[id];
-	if (p->double_memory)
-		return id == 7;
-	if (id == 7 || width > p->slices)
-		return 0;
-	if (p->slices == 4 && width == 3)
-		return 0;
-	return width;
-}
-
-static unsigned used_slices(const struct gi *gi)
-{
-	unsigned used = 0;
-
-	for (unsigned ci = 0; ci < MAX_CI; ci++)
-		used += gi->ci[ci].used ? gi->ci[ci].width : 0;
-	return used;
-}
-
-struct ci_profile_info {
-	unsigned id, slices, count, sm, ce, dec, enc, jpeg, ofa;
-};
-
-struct ci_profile_info_v2 {
-	unsigned version, id, slices, count, sm, ce, dec, enc, jpeg, ofa;
-	char name[96];
-};
-
-static int ci_profile(struct handle *instance, unsigned id, unsigned engine,
-		      struct ci_profile_info *info)
-{
-	const struct profile *p = sim_profile(gpu_of(instance), gi_of(instance));
-	unsigned width;
-
-	if (id >= COMPUTE_INSTANCE_PROFILE_COUNT || engine)
-		return INVALID_ARGUMENT;
-	width = width_of(gpu_of(instance), gi_of(instance), id);
-	if (!width)
-		return NOT_SUPPORTED;
-	*info = (struct ci_profile_info){ id, width, p->slices / width,
-					  p->sm / p->slices * width, p->ce, p->dec, p->enc,
-					  p->jpeg, p->ofa };
-	return OK;
-}
-
-API int nvmlGpuInstanceGetComputeInstanceProfileInfo(struct handle *instance, unsigned id,
-						     unsigned engine, struct ci_profile_info *info)
-{
-	int code = enter(__func__, instance, GPU_INSTANCE);
-
-	return code ? code : leave_with(ci_profile(instance, id, engine, info));
-}
-
-API int nvmlGpuInstanceGetComputeInstanceProfileInfoV(struct handle *instance, unsigned id,
-						      unsigned engine,
-						      struct ci_profile_info_v2 *info)
-{
-	const struct profile *p;
-	struct ci_profile_info i;
-	int code = enter(__func__, instance, GPU_INSTANCE);
-
-	if (code)
-		return code;
-	if (info->version != VERSION(struct ci_profile_info_v2, 2))
-		return leave_with(ARGUMENT_VERSION_MISMATCH);
-	code = ci_profile(instance, id, engine, &i);
-	if (code)
-		return leave_with(code);
-	p = sim_profile(gpu_of(instance), gi_of(instance));
-	*info = (struct ci_profile_info_v2){ info->version, i.id, i.slices, i.count, i.sm, i.ce,
-					     i.dec, i.enc, i.jpeg, i.ofa, "" };
-	if (i.slices == p->slices)
-		snprintf(info->name, sizeof(info->name), "MIG %s", p->name);
-	else
-		snprintf(info->name, sizeof(info->name), "MIG %uc.%s", i.slices, p->name);
-	return leave_with(OK);
-}
-
-API int nvmlGpuInstanceGetComputeInstanceRemainingCapacity(struct handle *instance, unsigned id,
-							   unsigned *count)
-{
-	unsigned width;
-	int code = enter(__func__, instance, GPU_INSTANCE);
-
-	if (code)
-		return code;
-	width = width_of(gpu_of(instance), gi_of(instance), id);
-	if (!width)
-		return leave_with(NOT_SUPPORTED);
-	*count = (sim_profile(gpu_of(instance), gi_of(instance))->slices -
-		  used_slices(gi_of(instance))) / width;
-	return leave_with(OK);
-}
-
-/* The lowest start at which `width` compute slices are free; -1: none. */
-static int free_start(const struct gi *gi, unsigned slices, unsigned width)
-{
-	for (unsigned start = 0; start + width <= slices; start++) {
-		int clash = 0;
-
-		for (unsigned ci = 0; ci < MAX_CI; ci++)
-			clash |= gi->ci[ci].used && gi->ci[ci].start < start + width &&
-				 start < gi->ci[ci].start + gi->ci[ci].width;
-		if (!clash)
-			return (int)start;
-	}
-	return -1;
-}
-
-API int nvmlGpuInstanceCreateComputeInstance(struct handle *instance, unsigned id,
-					     struct handle **out)
-{
-	struct gi *gi;
-	unsigned width, ci = 0;
-	int start, code = enter(__func__, instance, GPU_INSTANCE);
-
-	if (code)
-		return code;
-	if (geteuid())
-		return leave_with(NO_PERMISSION);
-	gi = gi_of(instance);
-	width = width_of(gpu_of(instance), gi, id);
-	if (!width)
-		return leave_with(NOT_SUPPORTED);
-	start = free_start(gi, sim_profile(gpu_of(instance), gi)->slices, width);
-	while (ci < MAX_CI && gi->ci[ci].used)
-		ci++;
-	if (start < 0 || ci == MAX_CI)
-		return leave_with(INSUFFICIENT_RESOURCES);
-	gi->ci[ci] = (struct ci){ 1, id, (unsigned)start, width };
-	files_ci(sim, gpu_of(instance), instance->gi, ci, 1);
-	*out = handle_for(COMPUTE_INSTANCE, instance->gpu, instance->gi, ci);
-	return leave_with(OK);
-}
-
-API int nvmlComputeInstanceDestroy(struct handle *compute)
-{
-	int code = enter(__func__, compute, COMPUTE_INSTANCE);
-
-	if (code)
-		return code;
-	if (geteuid())
-		return leave_with(NO_PERMISSION);
-	if (sim_holders(sim, compute->gpu, (int)compute->gi, (int)compute->ci))
-		return leave_with(IN_USE);
-	files_ci(sim, gpu_of(compute), compute->gi, compute->ci, 0);
-	memset(ci_of(compute), 0, sizeof(struct ci));
-	return leave_with(OK);
-}
-
-API int nvmlGpuInstanceGetComputeInstances(struct handle *instance, unsigned id,
-					   struct handle **out, unsigned *count)
-{
-	int code = enter(__func__, instance, GPU_INSTANCE);
-
-	if (code)
-		return code;
-	if (!width_of(gpu_of(instance), gi_of(instance), id))
-		return leave_with(NOT_SUPPORTED);
-	*count = 0;
-	for (unsigned ci = 0; ci < MAX_CI; ci++)
-		if (gi_of(instance)->ci[ci].used && gi_of(instance)->ci[ci].profile == id)
-			out[(*count)++] =
-				handle_for(COMPUTE_INSTANCE, instance->gpu, instance->gi, ci);
-	return leave_with(OK);
-}
-
-API int nvmlGpuInstanceGetComputeInstanceById(struct handle *instance, unsigned ci,
-					      struct handle **out)
-{
-	int code = enter(__func__, instance, GPU_INSTANCE);
-
-	if (code)
-		return code;
-	if (ci >= MAX_CI || !gi_of(instance)->ci[ci].used)
-		return leave_with(NOT_FOUND);
-	*out = handle_for(COMPUTE_INSTANCE, instance->gpu, instance->gi, ci);
-	return leave_with(OK);
-}
-
-struct compute_info {
-	struct handle *device, *instance;
-	unsigned id, profile;
-	struct placement placement;
-};
-
-API int nvmlComputeInstanceGetInfo_v2(struct handle *compute, struct compute_info *info)
-{
-	int code = enter(__func__, compute, COMPUTE_INSTANCE);
-
-	if (code)
-		return code;
-	*info = (struct compute_info){ handle_for(MIG_DEVICE, compute->gpu, compute->gi, compute->ci),
-				       handle_for(GPU_INSTANCE, compute->gpu, compute->gi, 0),
-				       compute->ci, ci_of(compute)->profile,
-				       { ci_of(compute)->start, ci_of(compute)->width } };
-	return leave_with(OK);
-}
-ALIAS(nvmlComputeInstanceGetInfo_v2)
-int nvmlComputeInstanceGetInfo(struct handle *compute, struct compute_info *info);
-
-/* -- MIG devices ------------------------------------------------------------------------------ */
-
-/* In order of GPU instance id, then compute instance id. */
-API int nvmlDeviceGetMigDeviceHandleByIndex(struct handle *device, unsigned index,
-					    struct handle **out)
-{
-	int code = enter(__func__, device, GPU);
-
-	if (code)
-		return code;
-	for (unsigned gi = 0; gi < MAX_GI; gi++)
-		for (unsigned ci = 0; ci < MAX_CI; ci++)
-			if (gpu_of(device)->gi[gi].used && gpu_of(device)->gi[gi].ci[ci].used &&
-			    !index--) {
-				*out = handle_for(MIG_DEVICE, device->gpu, gi, ci);
-				return leave_with(OK);
-			}
-	return leave_with(NOT_FOUND);
-}
-
-API int nvmlDeviceGetDeviceHandleFromMigDeviceHandle(struct handle *mig, struct handle **out)
-{
-	int code = enter(__func__, mig, MIG_DEVICE);
-
-	if (code)
-		return code;
-	*out = handle_for(GPU, mig->gpu, 0, 0);
-	return leave_with(OK);
-}
-
-API int nvmlDeviceGetGpuInstanceId(struct handle *mig, unsigned *id)
-{
-	int code = enter(__func__, mig, MIG_DEVICE);
-
-	if (code)
-		return code;
-	*id = mig->gi;
-	return leave_with(OK);
-}
-
-API int nvmlDeviceGetComputeInstanceId(struct handle *mig, unsigned *id)
-{
-	int code = enter(__func__, mig, MIG_DEVICE);
-
-	if (code)
-		return code;
-	*id = mig->ci;
-	return leave_with(OK);
-}
-
-struct attributes {
-	unsigned sm, ce, dec, enc, jpeg, ofa, gi_slices, ci_slices;
-	unsigned long long memory_mb;
-};
-
-API int nvmlDeviceGetAttributes_v2(struct handle *mig, struct attributes *a)
-{
-	const struct profile *p;
-	unsigned width;
-	int code = enter(__func__, mig, MIG_DEVICE);
-
-	if (code)
-		return code;
-	p = sim_profile(gpu_of(mig), gi_of(mig));
-	width = ci_of(mig)->width;
-	*a = (struct attributes){ p->sm / p->slices * width, p->ce, p->dec, p->enc, p->jpeg,
-				  p->ofa, p->slices, width, p->memory_mb };
-	return leave_with(OK);
-}
-ALIAS(nvmlDeviceGetAttributes_v2)
-int nvmlDeviceGetAttributes(struct handle *mig, struct attributes *a);
