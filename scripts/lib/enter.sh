@@ -19,7 +19,8 @@ enter() {
 enter_namespaces() {
     exec_or_run=
     [ -z "${enter_pid_file:-}" ] || exec_or_run=exec
-    $exec_or_run unshare -mpnu --fork --kill-child --propagation private bash -euc '
+    # When this shell dies, by whatever signal, everything in there does.
+    $exec_or_run setpriv --pdeathsig KILL unshare -mpnu --fork --kill-child --propagation private bash -euc '
         root=$1; project=$2; cache=$3; shift 3
         work=$cache/mnt
         mount -t tmpfs -o mode=755 tmpfs "$work"

@@ -15,6 +15,7 @@ def main() -> None:
             "setsid -f slurm-mig reconcile --loop 1 >/var/log/slurm/reconcile.log 2>&1 </dev/null"
         )
         Path("/run/cluster.pid").write_text(f"{cluster.spaces.pid}\n")
+        print(f"cgroups: {cluster.spaces.name}", flush=True)
         print(f"ready: {cluster.describe()}", flush=True)
         signal.pause()
 
