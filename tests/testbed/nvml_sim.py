@@ -23,7 +23,7 @@ Timing = Literal["none", "hardware"]
 class Paths:
     """What `build` made."""
 
-    library: Path
+    libnvml: Path
     control: Path
     cuda: Path
 

@@ -49,7 +49,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> Paths:
     if os.geteuid():
         pytest.fail("device nodes are made by root only")
     built = build(tmp_path_factory.mktemp("nvml"))
-    ctypes.CDLL(str(built.library), ctypes.RTLD_GLOBAL)
+    ctypes.CDLL(str(built.libnvml), ctypes.RTLD_GLOBAL)
     return built
 
 

@@ -678,11 +678,11 @@ print(lib.nvmlDeviceCreateGpuInstance(device, 19, ctypes.byref(out)),
 
 @changes_gpus
 def test_only_root_changes_anything(sim: Simulator, a100: Any) -> None:
-    for file in (sim.state, sim.paths.library):
+    for file in (sim.state, sim.paths.libnvml):
         for parent in list(file.parents)[:-2]:
             parent.chmod(0o755)
     done = subprocess.run(
-        [sys.executable, "-S", "-c", AS_NOBODY, str(sim.paths.library)],
+        [sys.executable, "-S", "-c", AS_NOBODY, str(sim.paths.libnvml)],
         check=True, capture_output=True, text=True, env=sim.environment(),
     )  # fmt: skip
     assert done.stdout.split() == [str(pynvml.NVML_ERROR_NO_PERMISSION)] * 2
