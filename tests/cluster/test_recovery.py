@@ -55,18 +55,19 @@ def test_killed_after(one: ManagedCluster, point: str) -> None:
     wants = one.submit(CUDA_JOB, f"--gres=gpu:{alternating(one)}:1")
     died = one.run("python", "-m", "tests.testbed.die_at", point, check=False)
     assert died.returncode == -9, died.stdout + died.stderr
-    for _ in range(4):
+    for _ in range(8):
         one.slurm_mig("reconcile")
         if one.job(wants)["JobState"] == "RUNNING":
             break
-    one.wait_job(wants, "RUNNING")
-    one.wait_for(lambda: one.reports(wants, "first"), 10, f"job {wants} to compute")
+    one.wait_job(wants, "RUNNING", timeout=90)
+    one.wait_for(lambda: one.reports(wants, "first"), 40, f"job {wants} to compute")
     state = one.node("a100-1")
     assert "DRAIN" not in state["State"]
     shown = demand.parse_gres(state["Gres"])
     assert sum(shown.values()) == 15
     for job in (running, wants):
         one.run("touch", f"/tmp/jobs/{job}.stop")
-        assert one.wait_job(job, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", one.output(job)
+        ended = one.wait_job(job, "COMPLETED", "FAILED", timeout=90)
+        assert ended["JobState"] == "COMPLETED", one.output(job)
         first, second = one.reports(job, "first"), one.reports(job, "second")
         assert first[0]["uuid"] == second[0]["uuid"]
