@@ -1,93 +1,198 @@
 """The one configuration file: YAML in, frozen settings out, every fault of a bad file at once.
 
 `load` is the controller's (pydantic, imported there and nowhere else); `load_node` reads the two
-sections that a GPU node needs, with PyYAML alone. etc/slurm-mig.yaml documents every key.
+sections that a GPU node needs, with PyYAML alone. Both go by the same classes and the same rules,
+so they cannot disagree on what is right. etc/slurm-mig.yaml documents every key.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, TypeVar
 
 import yaml
 
+from slurm_mig.core.model import is_filler
 from slurm_mig.errors import ConfigError
 
 DEFAULT_PATH = "/etc/slurm/slurm-mig.yaml"
 
+T = TypeVar("T")
 Place = tuple[str | int, ...]
+Faults = list[tuple[Place, str]]
+
+NO_TEXT = "should be a text"
+NO_LIST = "should be a list"
+NO_SECTION = "should be keys and values"
+NO_NUMBER = "should be a number"
+NO_COUNT = "should be a whole number"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value must satisfy besides its type: `check` says what is wrong, or nothing."""
+
+    check: Callable[[Any], str]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """pydantic's protocol for a marker of its own: its type check first, then ours."""
+        from pydantic_core import core_schema
+
+        schema = handler(source)
+        if schema["type"] in ("int", "float"):
+            # Not "60" and not `yes`: what load_node refuses, load must refuse.
+            schema["strict"] = True
+        return core_schema.no_info_after_validator_function(self._passed, schema)
+
+    def _passed(self, value: T) -> T:
+        from pydantic_core import PydanticCustomError
+
+        if fault := self.check(value):
+            raise PydanticCustomError("rule", "{fault}", {"fault": fault})
+        return value
+
+
+def _matches(pattern: str, wanted: str) -> Rule:
+    return Rule(lambda text: "" if re.fullmatch(pattern, text) else f"is {text!r}: {wanted}")
+
+
+def _one_of(*words: str) -> Rule:
+    wanted = " or ".join(words)
+    return Rule(lambda text: "" if text in words else f"is {text!r}: should be {wanted}")
+
+
+def _between(low: float, high: float) -> Rule:
+    # Stated positively, so that not-a-number fails.
+    return Rule(lambda n: "" if low <= n <= high else f"is {n:g}: should be {low:g} to {high:g}")
+
+
+def _above_zero(high: float) -> Rule:
+    wanted = f"should be more than 0 and at most {high:g}"
+    return Rule(lambda n: "" if 0 < n <= high else f"is {n:g}: {wanted}")
+
+
+def _command(words: Sequence[str]) -> str:
+    if not words or not words[0]:
+        return "should be a program and its arguments"
+    return "has a word with a NUL in it" if any("\0" in word for word in words) else ""
+
+
+def _remote_command(words: Sequence[str]) -> str:
+    if fault := _command(words):
+        return fault
+    local = PurePosixPath(words[0]).name == "slurm-mig"
+    return "" if local or any("%h" in word for word in words) else "lacks %h, the node's name"
+
+
+def _gres_type(text: str) -> str:
+    if is_filler(text):
+        return f"is {text!r}: a filler, which no job may ask for"
+    good = re.fullmatch(r"[A-Za-z0-9][\w.+-]*", text, re.ASCII)
+    return "" if good else f"is {text!r}: should be a gpu type such as 1g.5gb or a100"
+
+
+def _node_set(text: str) -> str:
+    # Only the outer form: ClusterShell, which reads node sets, is not on a GPU node.
+    good = re.fullmatch(r"[\w.-]+(\[[\d,-]+\][\w.-]*)*(,[\w.-]+(\[[\d,-]+\][\w.-]*)*)*", text)
+    return "" if good else f"is {text!r}: should be a node set such as a100-[1-2]"
+
+
+PROFILE = r"\d+g\.\d+gb([+-][a-z.]+)?"
+# No space: the slot map and Slurm's files are read word by word.
+FilePath = Annotated[str, _matches(r"/[!-~]*", "should be an absolute path without spaces")]
+Command = Annotated[tuple[str, ...], Rule(_command)]
+GresType = Annotated[str, Rule(_gres_type)]
+Seconds = Annotated[float, _between(0, 86400)]
+Deadline = Annotated[float, _above_zero(3600)]
 
 
 @dataclass(frozen=True)
 class SlurmSettings:
     """Where Slurm's files are, and how what we write reaches the daemons."""
 
-    conf: str = "/etc/slurm/slurm.conf"
-    gres_conf: str = "/etc/slurm/gres.conf"
-    managed_dir: str = "/etc/slurm/slurm-mig"
+    conf: FilePath = "/etc/slurm/slurm.conf"
+    gres_conf: FilePath = "/etc/slurm/gres.conf"
+    managed_dir: FilePath = "/etc/slurm/slurm-mig"
+    config: Annotated[str, _one_of("shared")] = "shared"
+    publish: Annotated[str, _one_of("node")] = "node"
 
 
 @dataclass(frozen=True)
 class RemoteSettings:
     """How the controller runs the node command; `%h` is the node's name."""
 
-    command: tuple[str, ...] = (
+    command: Annotated[tuple[str, ...], Rule(_remote_command)] = (
         "ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "root@%h",
         "slurm-mig", "node", "serve",
     )  # fmt: skip
-    timeout_s: float = 60.0
+    timeout_s: Deadline = 60.0
 
 
 @dataclass(frozen=True)
 class NodeSettings:
     """What the node command needs on a GPU node. `%n` in the pid file is the node's name."""
 
-    restart_command: tuple[str, ...] = ("systemctl", "restart", "slurmd")
-    pid_file: str = "/run/slurm/slurmd.pid"
-    run_dir: str = "/run/slurm-mig"
-    restart_deadline_s: float = 30.0
-    caps_dir: str = "/dev/nvidia-caps"
-    slurm_conf: str = "/etc/slurm/slurm.conf"
-    """Taken from `slurm.conf`, not from the `node` section."""
+    restart_command: Command = ("systemctl", "restart", "slurmd")
+    pid_file: FilePath = "/run/slurm/slurmd.pid"
+    run_dir: FilePath = "/run/slurm-mig"
+    state_dir: FilePath = "/var/lib/slurm-mig"
+    restart_deadline_s: Deadline = 30.0
+    caps_dir: FilePath = "/dev/nvidia-caps"
+    slurm_conf: str = field(default=SlurmSettings.conf, metadata={"derived": True})
+    """Taken from `slurm.conf`; not a key of the `node` section."""
 
 
 @dataclass(frozen=True)
 class GroupSettings:
     """Nodes that share a rule; the first group that has a node counts."""
 
-    nodes: str = ""
-    whole_type: str = ""
+    nodes: Annotated[str, Rule(_node_set)]
+    baseline: (
+        Mapping[
+            Annotated[str, _matches(PROFILE, "should be a MIG profile such as 3g.20gb")],
+            Annotated[int, _between(1, 16)],
+        ]
+        | None
+    ) = None
+    """Instances by profile on each GPU; None: the layout found at enrolment."""
+    whole_type: Annotated[str, Rule(lambda text: text and _gres_type(text))] = ""
 
 
 @dataclass(frozen=True)
 class CatalogSettings:
     """Records of nodes that never exist, so that any possible profile queues."""
 
-    nodes: int = 1
-    prefix: str = "mig-catalog"
+    nodes: Annotated[int, _between(0, 64)] = 1
+    prefix: Annotated[str, _matches(r"[A-Za-z][A-Za-z0-9-]{0,39}", "should be a node name")] = (
+        "mig-catalog"
+    )
 
 
 @dataclass(frozen=True)
 class SubmitSettings:
     """What the submit plugin does with `--gres=gpu:1`."""
 
-    default_types: Mapping[str, str] = field(default_factory=dict)
-    untyped: str = "default"
+    default_types: Mapping[
+        Annotated[str, _matches(r"[^\s,]+", "should be one partition's name")], GresType
+    ] = field(default_factory=dict)
+    untyped: Annotated[str, _one_of("default", "refuse")] = "default"
 
 
 @dataclass(frozen=True)
 class PolicySettings:
     """When a reshape may happen, in seconds and counts."""
 
-    min_wait_s: float = 0.0
-    cooldown_s: float = 30.0
-    max_nodes_in_transition: int = 1
-    settle_s: float = 10.0
-    fence_deadline_s: float = 60.0
+    min_wait_s: Seconds = 0.0
+    cooldown_s: Seconds = 30.0
+    max_nodes_in_transition: Annotated[int, _between(1, 1000)] = 1
+    settle_s: Annotated[float, _between(0, 3600)] = 10.0
+    fence_deadline_s: Deadline = 60.0
 
 
 @dataclass(frozen=True)
@@ -95,7 +200,7 @@ class Settings:
     """The whole file."""
 
     slurm: SlurmSettings = SlurmSettings()
-    state_dir: str = "/var/lib/slurm-mig"
+    state_dir: FilePath = "/var/lib/slurm-mig"
     remote: RemoteSettings = RemoteSettings()
     node: NodeSettings = NodeSettings()
     groups: tuple[GroupSettings, ...] = ()
@@ -107,47 +212,141 @@ class Settings:
 def load(path: Path) -> Settings:
     """The controller's settings. Raises ConfigError listing every fault as `file:line: key: …`."""
     document = _Document.read(path)
-    settings, faults = _validate(document.data)
-    faults = [*document.faults, *faults]
+    faults = list(document.faults)
+    data = _without_unknown(Settings, document.data, (), faults)
+    settings = _validated(data, faults)
+    _check_managed_dir(data, faults)
     if faults or settings is None:
         raise _bad(document, faults)
-    return settings
+    node = dataclasses.replace(settings.node, slurm_conf=settings.slurm.conf)
+    return dataclasses.replace(settings, node=node)
 
 
 def load_node(path: Path) -> NodeSettings:
-    """A GPU node's settings; a node without the file has the defaults. Raises ConfigError."""
-    if not path.exists():
-        return NodeSettings()
+    """A GPU node's settings, without pydantic: sections `node` and `slurm`; the others' keys are
+    the controller's business. Raises ConfigError listing every fault."""
     document = _Document.read(path)
     faults = list(document.faults)
-    section = document.section("node", faults)
-    values: dict[str, Any] = {}
-    for item in dataclasses.fields(NodeSettings):
-        if item.name in section:
-            value, fault = _plain(item, section[item.name])
-            values[item.name] = value
-            faults += [(("node", item.name), fault)] if fault else []
-    unknown = set(section) - {f.name for f in dataclasses.fields(NodeSettings)}
-    faults += [(("node", key), "unknown key") for key in sorted(map(str, unknown))]
-    values["slurm_conf"] = document.section("slurm", faults).get("conf", SlurmSettings.conf)
+    ours = ("node", "slurm")
+    faults += [((key,), _unknown(key, _keys(Settings))) for key in document.data
+               if key not in _keys(Settings)]  # fmt: skip
+    read = {key: document.data[key] for key in ours if document.data.get(key) is not None}
+    data = _without_unknown(Settings, read, (), faults)
+    slurm = _by_hand(SlurmSettings, data.get("slurm", {}), ("slurm",), faults)
+    values = _by_hand(NodeSettings, data.get("node", {}), ("node",), faults)
     if faults:
         raise _bad(document, faults)
-    return NodeSettings(**values)
+    return NodeSettings(**{**values, "slurm_conf": slurm.get("conf", SlurmSettings.conf)})
 
 
-def _plain(item: dataclasses.Field[Any], value: Any) -> tuple[Any, str]:
-    """A value checked against its default's type, without pydantic."""
-    if isinstance(item.default, tuple):
-        if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
-            return tuple(value), ""
-        return value, "should be a list of words"
-    if isinstance(item.default, float):
-        ok = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
-        return value, "" if ok else "should be a positive number"
-    return value, "" if isinstance(value, str) and value else "should be a text"
+def _keys(kind: Any) -> list[str]:
+    return [f.name for f in dataclasses.fields(kind) if not f.metadata.get("derived")]
 
 
-def _bad(document: _Document, faults: Sequence[tuple[Place, str]]) -> ConfigError:
+def _unknown(key: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"unknown key, did you mean {near[0]}?" if near else "unknown key"
+
+
+def _without_unknown(kind: Any, data: Mapping[str, Any], at: Place, faults: Faults) -> Any:
+    """The data without keys that nobody reads, each a fault, and without those left empty."""
+    hints = typing.get_type_hints(kind)
+    kept: dict[str, Any] = {}
+    for key, value in data.items():
+        if key not in _keys(kind):
+            faults.append(((*at, key), _unknown(key, _keys(kind))))
+        elif value is not None or not _may_be_empty(kind, key):
+            kept[key] = _inside(hints[key], value, (*at, key), faults)
+    return kept
+
+
+def _may_be_empty(kind: Any, key: str) -> bool:
+    """True for `policy:` with every key commented out, and for what is nothing by default."""
+    item = next(f for f in dataclasses.fields(kind) if f.name == key)
+    nothing = item.default in ("", (), None) or item.default_factory is not dataclasses.MISSING
+    return nothing or dataclasses.is_dataclass(item.default)
+
+
+def _inside(hint: Any, value: Any, at: Place, faults: Faults) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return _without_unknown(hint, value, at, faults)
+    if hint == tuple[GroupSettings, ...] and isinstance(value, list):
+        return [_inside(GroupSettings, v, (*at, n), faults) for n, v in enumerate(value)]
+    return value
+
+
+def _validated(data: Mapping[str, Any], faults: Faults) -> Settings | None:
+    """Everything checked by pydantic; its faults are added."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(Settings).validate_python(dict(data))
+    except ValidationError as error:
+        for found in error.errors(include_url=False):
+            # "[key]" marks a fault of a mapping's key rather than of its value.
+            place = tuple(p for p in found["loc"] if p != "[key]")
+            faults.append((place, MESSAGES.get(found["type"]) or found["msg"]))
+        return None
+
+
+MESSAGES = {
+    "string_type": NO_TEXT,
+    "tuple_type": NO_LIST,
+    "dataclass_type": NO_SECTION,
+    "mapping_type": NO_SECTION,
+    "dict_type": NO_SECTION,
+    "float_type": NO_NUMBER,
+    "int_type": NO_COUNT,
+    "missing": "is missing",
+}
+"""pydantic's error types in the words that `load_node` uses."""
+
+
+def _by_hand(kind: Any, data: Any, at: Place, faults: Faults) -> dict[str, Any]:
+    """One section's values, checked without pydantic: texts, numbers and lists of texts."""
+    if not isinstance(data, dict):
+        faults.append((at, NO_SECTION))
+        return {}
+    hints = typing.get_type_hints(kind, include_extras=True)
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        wanted, rule = typing.get_args(hints[key])
+        found = list(_type_faults(wanted, value, (*at, key)))
+        if not found and (fault := rule.check(value)):
+            found = [((*at, key), fault)]
+        faults += found
+        values[key] = tuple(value) if isinstance(value, list) else value
+    return values
+
+
+def _type_faults(wanted: Any, value: Any, at: Place) -> Iterator[tuple[Place, str]]:
+    if wanted is str:
+        if not isinstance(value, str):
+            yield at, NO_TEXT
+    elif wanted is float:
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            yield at, NO_NUMBER
+    elif not isinstance(value, list):
+        yield at, NO_LIST
+    else:
+        yield from (((*at, n), NO_TEXT) for n, v in enumerate(value) if not isinstance(v, str))
+
+
+def _check_managed_dir(data: Mapping[str, Any], faults: Faults) -> None:
+    """Slurm reads our files through Include lines that are relative to slurm.conf."""
+    section = data.get("slurm")
+    given = section if isinstance(section, dict) else {}
+    conf = given.get("conf", SlurmSettings.conf)
+    managed = given.get("managed_dir", SlurmSettings.managed_dir)
+    if not isinstance(conf, str) or not isinstance(managed, str):
+        return
+    wanted = PurePosixPath(conf).parent / "slurm-mig"
+    if PurePosixPath(managed) != wanted:
+        fault = f"is {managed!r}: should be {wanted}, beside slurm.conf, which includes it"
+        faults.append((("slurm", "managed_dir"), fault))
+
+
+def _bad(document: _Document, faults: Faults) -> ConfigError:
     lines = sorted(
         (document.line(place), f"{document.path}:{document.line(place)}: {_dotted(place)}{what}")
         for place, what in faults
@@ -163,17 +362,27 @@ def _dotted(place: Place) -> str:
     return f"{text}: " if text else ""
 
 
+class _NotedError(Exception):
+    """The value is faulty; its fault is noted."""
+
+
 class _Document:
     """A YAML file with the line of each key, and the faults of YAML itself."""
 
     def __init__(self, path: Path, root: yaml.Node | None) -> None:
         self.path = path
-        self.faults: list[tuple[Place, str]] = []
+        self.faults: Faults = []
         self._lines: dict[Place, int] = {(): 1}
-        self.data: Any = {} if root is None else self._value(root, ())
-        if not isinstance(self.data, dict):
-            self.faults.append(((), "should be keys and values"))
-            self.data = {}
+        self._around: list[yaml.Node] = []
+        self.data: dict[str, Any] = {}
+        try:
+            data = None if root is None else self._value(root, ())
+        except _NotedError:
+            return
+        if isinstance(data, dict):
+            self.data = data
+        elif data is not None:
+            self.faults.append(((), NO_SECTION))
 
     @classmethod
     def read(cls, path: Path) -> _Document:
@@ -201,135 +410,51 @@ class _Document:
             place = place[:-1]
         return self._lines[place]
 
-    def section(self, name: str, faults: list[tuple[Place, str]]) -> dict[str, Any]:
-        value = self.data.get(name) or {}
-        if isinstance(value, dict):
-            return value
-        faults.append(((name,), "should be keys and values"))
-        return {}
-
     def _value(self, node: yaml.Node, place: Place) -> Any:
         self._lines.setdefault(place, node.start_mark.line + 1)
-        if isinstance(node, yaml.MappingNode):
-            return dict(self._items(node, place))
-        if isinstance(node, yaml.SequenceNode):
-            return [self._value(v, (*place, n)) for n, v in enumerate(node.value)]
-        return yaml.SafeLoader("").construct_object(node)
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node, place)
+        if node in self._around:
+            self.faults.append((place, "contains itself"))
+            raise _NotedError
+        self._around.append(node)
+        try:
+            if isinstance(node, yaml.MappingNode):
+                return dict(self._items(node, place))
+            return list(self._sequence(node, place))
+        finally:
+            self._around.pop()
+
+    def _scalar(self, node: yaml.ScalarNode, place: Place) -> Any:
+        try:
+            return yaml.SafeLoader("").construct_object(node)
+        except (yaml.YAMLError, ValueError) as error:
+            # An unknown tag, or a date such as 2026-13-40, which YAML takes for one.
+            reason = error.problem if isinstance(error, yaml.MarkedYAMLError) else error
+            self.faults.append((place, f"is no value: {reason}"))
+            raise _NotedError from error
+
+    def _sequence(self, node: yaml.Node, place: Place) -> Iterator[Any]:
+        for n, item in enumerate(node.value):
+            try:
+                yield self._value(item, (*place, n))
+            except _NotedError:
+                continue
 
     def _items(self, node: yaml.MappingNode, place: Place) -> Iterator[tuple[str, Any]]:
-        seen: set[str] = set()
+        seen: dict[str, int] = {}
         for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.faults.append((place, f"a key should be one word (line {line})"))
+                continue
             key = str(key_node.value)
             where = (*place, key)
+            self._lines[where] = line
             if key in seen:
-                line = key_node.start_mark.line + 1
-                self.faults.append((where, f"given twice (again at line {line})"))
-            seen.add(key)
-            self._lines[where] = key_node.start_mark.line + 1
-            yield key, self._value(value_node, where)
-
-
-def _validate(data: Mapping[str, Any]) -> tuple[Settings | None, list[tuple[Place, str]]]:
-    """Check everything with pydantic; the faults by place."""
-    from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-    from pydantic.dataclasses import dataclass as checked
-
-    strict = ConfigDict(extra="forbid")
-    made: dict[type, type] = {}
-
-    def model(kind: type) -> type:
-        """The settings class as a pydantic one, with its nested classes likewise."""
-        if kind not in made:
-            names = {"__annotations__": dict(_annotations(kind, model)), "__doc__": kind.__doc__}
-            for item in dataclasses.fields(kind):
-                names[item.name] = _default(item, Field)
-            made[kind] = checked(config=strict, frozen=True)(type(kind.__name__, (), names))
-        return made[kind]
-
-    found: Any = None
-    try:
-        found = TypeAdapter(model(Settings)).validate_python(dict(data))
-    except ValidationError as error:
-        return None, [(_place(e["loc"]), _message(e)) for e in error.errors()]
-    settings: Settings = _back(Settings, found)
-    return settings, list(_further(settings))
-
-
-def _annotations(kind: type, model: Any) -> Iterator[tuple[str, Any]]:
-    import typing
-
-    for name, hint in typing.get_type_hints(kind).items():
-        if dataclasses.is_dataclass(hint):
-            yield name, model(hint)
-        elif hint == tuple[GroupSettings, ...]:
-            yield name, tuple[model(GroupSettings), ...]  # type: ignore[misc]
-        else:
-            yield name, hint
-
-
-LIMITS: dict[str, dict[str, float]] = {
-    "timeout_s": {"gt": 0, "le": 3600},
-    "restart_deadline_s": {"gt": 0, "le": 3600},
-    "min_wait_s": {"ge": 0, "le": 86400},
-    "cooldown_s": {"ge": 0, "le": 86400},
-    "settle_s": {"ge": 0, "le": 3600},
-    "fence_deadline_s": {"gt": 0, "le": 3600},
-    "max_nodes_in_transition": {"ge": 1, "le": 1000},
-    "command": {"min_length": 1},
-    "restart_command": {"min_length": 1},
-}
-
-
-def _default(item: dataclasses.Field[Any], make: Any) -> Any:
-    limits = LIMITS.get(item.name, {})
-    if item.name == "nodes" and isinstance(item.default, int):
-        limits = {"ge": 0, "le": 64}
-    if dataclasses.is_dataclass(item.default) or item.default is dataclasses.MISSING:
-        return make(default_factory=dict) if item.name == "default_types" else make(default={})
-    return make(default=item.default, **limits)
-
-
-def _place(location: Sequence[Any]) -> Place:
-    return tuple(p for p in location if isinstance(p, (str, int)))
-
-
-def _message(error: Mapping[str, Any]) -> str:
-    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        near = difflib.get_close_matches(str(error["loc"][-1]), _all_keys(), n=1)
-        return f"unknown key{f', did you mean {near[0]}?' if near else ''}"
-    text = str(error["msg"])
-    return text[:1].lower() + text[1:]
-
-
-def _all_keys() -> list[str]:
-    kinds = (
-        Settings, SlurmSettings, RemoteSettings, NodeSettings, GroupSettings, CatalogSettings,
-        SubmitSettings, PolicySettings,
-    )  # fmt: skip
-    return [f.name for kind in kinds for f in dataclasses.fields(kind)]
-
-
-def _back(kind: Any, value: Any) -> Any:
-    """The checked value as our own frozen class."""
-    values: dict[str, Any] = {}
-    for item in dataclasses.fields(kind):
-        found = getattr(value, item.name)
-        default = item.default
-        if dataclasses.is_dataclass(default):
-            found = default if found == {} else _back(type(default), found)
-        elif item.name == "groups":
-            found = tuple(_back(GroupSettings, g) for g in found)
-        values[item.name] = found
-    return kind(**values)
-
-
-def _further(settings: Settings) -> Iterator[tuple[Place, str]]:
-    """What a type cannot say."""
-    local = settings.remote.command[0].rpartition("/")[2] == "slurm-mig"
-    if not local and not any("%h" in word for word in settings.remote.command):
-        yield ("remote", "command"), "lacks %h, the node's name"
-    if settings.submit.untyped not in ("default", "refuse"):
-        yield ("submit", "untyped"), f"is {settings.submit.untyped!r}: should be default or refuse"
-    for number, group in enumerate(settings.groups):
-        if not group.nodes:
-            yield ("groups", number), "lacks nodes"
+                self.faults.append((where, f"given twice (first at line {seen[key]})"))
+            seen.setdefault(key, line)
+            try:
+                yield key, self._value(value_node, where)
+            except _NotedError:
+                continue

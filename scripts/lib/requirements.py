@@ -1,4 +1,4 @@
-"""Writes the requirements of setup.cfg's base, controller and dev sets, without pyslurm.
+"""Writes the requirements of setup.cfg's base, controller, dev and bench sets, without pyslurm.
 
     requirements.py SETUP_CFG OUTPUT
 
@@ -14,6 +14,7 @@ wanted = [
     parser["options"]["install_requires"],
     parser["options.extras_require"]["controller"],
     parser["options.extras_require"]["dev"],
+    parser["options.extras_require"]["bench"],
 ]
 names = [line.strip() for text in wanted for line in text.splitlines() if line.strip()]
 with open(sys.argv[2], "w", encoding="utf-8") as output:

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Makes and enters the root filesystem that tests, demo and testbed run in. Sourced by scripts/*.
 #
 # A Debian with Slurm, munge, Python and everything the project needs is made once by mmdebstrap and
@@ -11,6 +12,7 @@ project=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
 packages=(
     slurmctld slurmd slurm-client slurm-wlm-basic-plugins libslurm-dev munge
+    slurmdbd mariadb-server openssh-server openssh-client
     python3-venv python3-dev gcc libc6-dev make iproute2 procps util-linux ca-certificates
 )
 
@@ -18,7 +20,7 @@ say() { printf '%s\n' "$*" >&2; }
 fail() { say "slurm-mig: $*"; exit 1; }
 
 # The part of setup.cfg that says what is installed.
-requirements() { sed -n '/^install_requires/,/^$/p; /^controller =/,/^$/p; /^dev =/,/^$/p' "$project/setup.cfg"; }
+requirements() { sed -n '/^install_requires/,/^$/p; /^controller =/,/^$/p; /^dev =/,/^$/p; /^bench =/,/^$/p' "$project/setup.cfg"; }
 
 # The recipe's fingerprint names the filesystem: another recipe makes another one.
 rootfs_path() {
@@ -48,7 +50,7 @@ rootfs_ensure() {
 }
 
 rootfs_make() {
-    local target=$1 new log found
+    local target=$1 new log found mirror
     new=$SLURM_MIG_CACHE/new.$$
     log=$SLURM_MIG_CACHE/build.log
     : >"$log"
@@ -60,9 +62,10 @@ rootfs_make() {
         logged env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends mmdebstrap
     fi
     say "[2/4] Debian $SLURM_MIG_SUITE with Slurm, munge and Python"
+    mapfile -t mirror < <(debian_mirror)
     # A mirror frozen at a date has release files past their validity.
     logged mmdebstrap --variant=minbase --aptopt='Acquire::Check-Valid-Until "false"' \
-        --include="$(IFS=,; echo "${packages[*]}")" "$SLURM_MIG_SUITE" "$new" $(debian_mirror)
+        --include="$(IFS=,; echo "${packages[*]}")" "$SLURM_MIG_SUITE" "$new" "${mirror[@]}"
     found=$(chroot "$new" slurmctld -V | awk '{print $2}')
     case $found in
         "$SLURM_EXPECTED"*) say "      Slurm $found" ;;
@@ -80,13 +83,24 @@ rootfs_make() {
     logged in_new "$new" /opt/slurm-mig/src/scripts/build-pyslurm /opt/slurm-mig/venv
     rootfs_commands "$new"
     touch "$new/.complete"
-    find "$SLURM_MIG_CACHE" -maxdepth 1 -name 'rootfs-*' -exec rm -rf {} +
+    rootfs_remove_others
     mv "$new" "$target"
     say "Done."
 }
 
+# Older filesystems go, except one that something still runs in (enter holds a lock on it).
+rootfs_remove_others() {
+    local other
+    for other in "$SLURM_MIG_CACHE"/rootfs-*; do
+        [ -d "$other" ] || continue
+        flock --exclusive --nonblock "$other" rm -rf "$other" ||
+            say "      $(basename "$other") is in use: left for the next time"
+    done
+}
+
 # The Debian mirror that this machine uses; nothing when it has none of Debian's own.
 debian_mirror() {
+    # shellcheck disable=SC2016
     apt-get indextargets --format '$(REPO_URI)' 'Origin: Debian' 2>/dev/null |
         grep -v security | head -n 1
 }
@@ -115,23 +129,34 @@ pip_config() {
     done | sort -u
 }
 
+# Folders of this machine that its pip settings name; not what the new filesystem has itself.
+local_indexes() {
+    local dir
+    [ -r "$1/etc/pip.conf" ] || return 0
+    sed -n 's/^[a-z-]* = //p' "$1/etc/pip.conf" | tr ' ' '\n' | sed 's,^file://,,' |
+        sed -n 's,^\(/[^/]*/[^/]*\).*,\1,p' | sort -u | while read -r dir; do
+            [ ! -d "$dir" ] || [ -n "$(ls -A "$1$dir" 2>/dev/null)" ] || echo "$dir"
+        done
+}
+
 # Runs a command in a filesystem under construction, with the network and the checkout.
 in_new() {
     local root=$1
     shift
+    # shellcheck disable=SC2016
     unshare -m --propagation private bash -euc '
-        root=$1; project=$2; shift 2
+        root=$1; project=$2; indexes=$3; shift 3
         mount -t proc proc "$root/proc"
         mount --rbind /dev "$root/dev"
         mount --bind "$project" "$root/opt/slurm-mig/src"
-        for dir in /opt/wheels /opt/pypi; do
-            [ -d "$dir" ] || continue
-            mkdir -p "$root$dir"; mount --bind "$dir" "$root$dir"
+        for dir in $indexes; do
+            mkdir -p "$root$dir"
+            mount --bind "$dir" "$root$dir"
         done
         cp /etc/resolv.conf "$root/etc/resolv.conf"
         exec chroot "$root" env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
             HOME=/root LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1 "$@"
-    ' in_new "$root" "$project" "$@"
+    ' in_new "$root" "$project" "$(local_indexes "$root")" "$@"
 }
 
 # slurm-mig runs from the bind-mounted checkout.

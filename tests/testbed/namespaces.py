@@ -37,7 +37,8 @@ class Namespaces:
     """Mount, pid, uts, network and cgroup namespaces that end with their first process."""
 
     def __init__(self) -> None:
-        self.name = f"slurm-mig-{uuid.uuid4().hex[:8]}"
+        # scripts/lib/enter.sh removes what bears its own pid when a cluster could not.
+        self.name = f"slurm-mig-{os.environ.get('SLURM_MIG_RUN', '0')}-{uuid.uuid4().hex[:8]}"
         self._first: subprocess.Popen[bytes] | None = None
         self.pid = 0
         """Pid, seen from outside, of the first process."""
