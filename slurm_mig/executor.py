@@ -332,15 +332,11 @@ class _Run:
             bridge = slots.bridge_line(node.gres, managed.slots, publish.all_types(managed))
         if bridge:
             self._x._cluster.set_gres(self.name, bridge)
-            self._x._nodes.publish(self.name, managed.slots)
+            self._x._nodes.preregister(self.name, managed.slots)
             self._wait(lambda n: "INVALID_REG" in n.states, "the first registration")
             self._say_our_reason_again()
-            self._x._cluster.set_gres(self.name, publish.node_gres(managed))
-            # A slurmd whose registration was refused may hang on SIGHUP (measured on 26.05.5).
-            self._x._nodes.restart(self.name)
-        else:
-            self._x._cluster.set_gres(self.name, publish.node_gres(managed))
-            self._x._nodes.publish(self.name, managed.slots)
+        self._x._cluster.set_gres(self.name, publish.node_gres(managed))
+        self._x._nodes.publish(self.name, managed.slots)
         wanted = slots.tally(managed.slots)
         self._wait(
             lambda n: (

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from slurm_mig.adapters import system
 from slurm_mig.adapters.atomic import write_atomic
 from slurm_mig.adapters.gpus import NvmlGpus
+from slurm_mig.adapters.registrar import Registrar
 from slurm_mig.config import NodeSettings
 from slurm_mig.core import slotmap
 from slurm_mig.core.codec import decode, encode
@@ -36,6 +37,7 @@ class NodeAgent:
             settings.restart_command,
             settings.restart_deadline_s,
         )
+        self._registrar = Registrar(settings.slurm_conf, settings.run_dir, node_name)
 
     def observe(self) -> NodeFacts:
         """GPUs, driver, slurmd and its hooks, as they are now."""
@@ -93,14 +95,16 @@ class NodeAgent:
         run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         write_atomic(run_dir / "slots", slotmap.slot_map(slots, constrained=constrained))
 
+    def preregister(self, slots: Slots) -> None:
+        """`prepare`, then have a passing slurmd register the slots (see adapters/registrar.py)."""
+        self.prepare(slots)
+        self._registrar.start()
+
     def publish(self, slots: Slots) -> None:
         """`prepare`, then have slurmd take up its new configuration."""
+        self._registrar.stop()
         self.prepare(slots)
         self._slurmd.reload()
-
-    def restart(self) -> None:
-        """Make an end of this slurmd and start another: for the second of two registrations."""
-        self._slurmd.replace()
 
     def announce(self) -> None:
         self._slurmd.announce()
@@ -144,7 +148,7 @@ def serve(agent: NodeAgent, requests: TextIO, answers: TextIO) -> None:
         "reshape": lambda data: agent.reshape(decode(NodeChange, data, "change")),
         "prepare": lambda data: agent.prepare(decode(Slots, data, "slots")),
         "publish": lambda data: agent.publish(decode(Slots, data, "slots")),
-        "restart": lambda _: agent.restart(),
+        "preregister": lambda data: agent.preregister(decode(Slots, data, "slots")),
         "announce": lambda _: agent.announce(),
     }
     for line in requests:

@@ -87,8 +87,8 @@ class RemoteNodes:
     def publish(self, name: str, slots: Slots) -> None:
         self._call(name, "publish", encode(slots))
 
-    def restart(self, name: str) -> None:
-        self._call(name, "restart", None)
+    def preregister(self, name: str, slots: Slots) -> None:
+        self._call(name, "preregister", encode(slots))
 
     def announce(self, name: str) -> None:
         self._call(name, "announce", None)

@@ -91,19 +91,6 @@ class Slurmd:
                 return new
         return self.restart()
 
-    def replace(self) -> int:
-        """Kill slurmd and start it anew; returns the new pid. Raises as `restart`.
-
-        A slurmd whose registration was just refused can hang for minutes when told to stop or to
-        reload while steps are being launched (measured on 26.05.5). Killing it costs no job: steps
-        live in slurmstepd. One that runs a prolog or epilog is restarted the gentle way.
-        """
-        pid = self.pid()
-        if pid and not self.hooks():
-            os.kill(pid, signal.SIGKILL)
-            _wait(lambda: int(not _alive(pid)), self._deadline_s)
-        return self.restart()
-
     def restart(self) -> int:
         """Restart slurmd (its steps live on in slurmstepd) and return the new pid.
 

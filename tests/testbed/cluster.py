@@ -73,6 +73,8 @@ class Cluster:
     """Further files under /etc/slurm, by name."""
     timing: str = "none"
     """NVML's delays: `none`, or `hardware` for the published create and destroy times."""
+    ignored: Sequence[str] = ()
+    """Nodes of `extra_conf` that need not come up."""
     spaces: Namespaces = field(default_factory=Namespaces)
 
     def __enter__(self) -> Cluster:
@@ -240,8 +242,9 @@ class Cluster:
         return state
 
     def _all_idle(self) -> bool:
-        states = self.run("sinfo", "-h", "-N", "-o", "%T", check=False).stdout.split()
-        return bool(states) and set(states) == {"idle"}
+        shown = self.run("sinfo", "-h", "-N", "-o", "%N %T", check=False).stdout.splitlines()
+        states = {name: state for name, state in map(str.split, shown) if name not in self.ignored}
+        return bool(states) and set(states.values()) == {"idle"}
 
     # -- making it --------------------------------------------------------------------------
 

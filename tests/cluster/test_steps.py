@@ -1,0 +1,68 @@
+"""Steps launched without pause through reshapes: none fails, none hangs.
+
+`--reshapes N` makes it long (docs/facts.md has the numbers of a run of 100).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.testbed.cluster import A100, NodeSpec
+from tests.testbed.product import ManagedCluster
+
+PROFILES = ("3g.20gb", "4g.20gb", "2g.10gb", "7g.40gb")
+"""Each makes the one before it vanish under the running jobs: two registrations."""
+
+LOOP = 'until [ -e /tmp/jobs/loop.stop ]; do srun {options} true || echo "FAIL $?"; echo step; done'
+
+
+@pytest.fixture(scope="module")
+def three() -> Iterator[ManagedCluster]:
+    """Three nodes, messages forwarded from node to node, and a node that never answers."""
+    nodes = tuple(NodeSpec(f"a100-{n}", (A100, A100), features=f"n{n}") for n in (1, 2, 3))
+    silent = (
+        "TreeWidth=2\nNodeName=silent NodeAddr=10.77.0.250 CPUs=1 State=UNKNOWN\n"
+        "PartitionName=silent Nodes=silent\n"
+    )
+    with ManagedCluster(nodes=nodes, extra_conf=silent, ignored=("silent",)) as cluster:
+        cluster.enrol()
+        yield cluster
+
+
+def test_no_step_fails_or_hangs(three: ManagedCluster, request: pytest.FixtureRequest) -> None:
+    count = request.config.getoption("--reshapes")
+    one = three.submit(LOOP.format(options=""), "--gres=gpu:1g.5gb:1", "-C", "n1")
+    two = three.submit(LOOP.format(options="--exact"), "--gres=gpu:1g.5gb:1", "-C", "n1")
+    wide = three.submit(LOOP.format(options="-N3"), "-N3", "--gres=gpu:1g.5gb:1")
+    jobs = (one, two, wide)
+    for job in jobs:
+        three.wait_for(lambda job=job: "step" in three.output(job), 20, f"a step of {job}")
+    before = registrations_refused(three)
+    for number in range(count):
+        wants = three.submit("true", f"--gres=gpu:{PROFILES[number % 4]}:1", "-C", "n1")
+        three.slurm_mig("reconcile")
+        three.wait_job(wants, "COMPLETED", timeout=60)
+        three.run("scancel", str(wants), check=False)
+    for job in jobs:
+        seen = three.output(job).count("step")
+        three.wait_for(
+            lambda job=job, seen=seen: three.output(job).count("step") > seen + 1,
+            30,
+            f"further steps of {job}: {three.output(job)[-300:]}",
+        )
+    three.run("touch", "/tmp/jobs/loop.stop")
+    for job in jobs:
+        assert three.wait_job(job, "COMPLETED", "FAILED", timeout=60)["JobState"] == "COMPLETED"
+        assert "FAIL" not in three.output(job)
+        print(f"job {job}: {three.output(job).count('step')} steps through {count} reshapes")
+    history = three.history()
+    assert len([h for h in history if h["phase"] == "released"]) >= count
+    # The run is worth nothing if no type vanished.
+    assert registrations_refused(three) - before >= count // 2
+
+
+def registrations_refused(cluster: ManagedCluster) -> int:
+    """How many registrations slurmctld has refused: the first of two."""
+    return cluster.read("/var/log/slurm/slurmctld.log").count("count too low")

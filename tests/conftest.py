@@ -1,0 +1,14 @@
+"""Options of the whole suite."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--reshapes",
+        type=int,
+        default=8,
+        help="How many reshapes the tests of steps and the random runs make.",
+    )
