@@ -68,6 +68,10 @@ class UnreachableError(SlurmMigError):
     retry_s = 30.0
 
 
+class GoneError(UnreachableError):
+    """slurmctld has no such node any more."""
+
+
 class BusyError(SlurmMigError):
     """Somebody uses what we would change; later it may be free."""
 
@@ -85,9 +89,3 @@ class GpuError(SlurmMigError):
 
 class ArrangementError(SlurmMigError):
     """No order of slots keeps every busy device at its index (a hull is in the way)."""
-
-
-class AttentionError(SlurmMigError):
-    """A node had to be left fenced for a person."""
-
-    exit_code = Exit.ATTENTION

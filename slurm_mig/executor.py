@@ -22,8 +22,8 @@ from slurm_mig.core.records import ManagedNode, NodeFacts, Phase, Transaction
 from slurm_mig.core.transitions import Situation, Step, next_step
 from slurm_mig.errors import (
     ArrangementError,
-    AttentionError,
     BusyError,
+    GoneError,
     GpuError,
     SlurmMigError,
     UnreachableError,
@@ -65,6 +65,15 @@ class Outcome:
         if self.phase is Phase.RELEASED:
             return f"{self.node} reshaped in {self.seconds:.2f} s"
         return f"{self.node} {self.phase.value}: {self.note}"
+
+
+def orphaned(node: SlurmNode) -> bool:
+    """True for a drain that is ours or slurmctld's own for a refused registration, when no
+    transaction is open: the record of a release was lost, or an old file came back."""
+    if "DRAIN" not in node.states:
+        return False
+    words = bool(REFUSED_REGISTRATION.search(node.reason))
+    return node.reason.startswith(f"{REASON}:") or (words and "INVALID_REG" in node.states)
 
 
 def ours(node: SlurmNode, transaction: Transaction) -> bool:
@@ -115,25 +124,34 @@ class Executor:
         )
         return self._run(transaction)
 
+    def repair(self, node: ManagedNode, why: str) -> Outcome:
+        """Publish what is there again, where slurmctld and the record no longer agree."""
+        log.warning("%s: publishing again: %s", node.name, why)
+        return self.reshape(node, NodeChange(node.name, (), node.slots, ()))
+
     def recover(self, transaction: Transaction) -> Outcome:
-        """Finish what an earlier process left open, from what is seen now."""
+        """Finish what an earlier process left open, from what is seen now.
+
+        The fence may not be there: it was lost with slurmctld, never made, or an administrator
+        has lifted it or put his own drain in its place.
+        """
         log.warning("%s: resuming transaction %s (%s)", transaction.node, transaction.id,
                     transaction.phase.value)  # fmt: skip
-        node = self._cluster.node(transaction.node)
-        if not ours(node, transaction):
-            return self._not_fenced(transaction, node)
-        return self._run(transaction, Situation(fenced=True))
-
-    def _not_fenced(self, transaction: Transaction, node: SlurmNode) -> Outcome:
-        """Our fence is not there: an administrator's hand, a lost drain, or we never made it."""
-        if "DRAIN" in node.states:
+        try:
+            node = self._cluster.node(transaction.node)
+        except GoneError as error:
+            return self._finish(transaction, Phase.ABANDONED, str(error))
+        touched = transaction.phase is not Phase.FENCED
+        if "DRAIN" in node.states and not touched and not ours(node, transaction):
             return self._finish(
                 transaction, Phase.ABANDONED, f"drained by somebody else: {node.reason}"
             )
-        managed = self._store.managed()[transaction.node]
-        if transaction.phase is Phase.PUBLISHED and managed.slots == transaction.slots:
-            return self._was_released(transaction)
-        return self._run(transaction)
+        if "DRAIN" not in node.states:
+            managed = self._store.managed()[transaction.node]
+            if transaction.phase is Phase.PUBLISHED and managed.slots == transaction.slots:
+                return self._was_released(transaction)
+            return self._run(transaction)
+        return self._run(transaction, Situation(fenced=True))
 
     def _was_released(self, transaction: Transaction) -> Outcome:
         """All was done but for the record, and jobs may have started on the new slots since."""
@@ -152,13 +170,16 @@ class Executor:
                 run.do(step)
         except (BusyError, ArrangementError) as error:
             return self._abandon(run, str(error))
+        except GoneError as error:
+            return self._finish(run.transaction, Phase.ABANDONED, str(error))
         except (GpuError, UnreachableError) as error:
             if not run.fenced_once:
                 return self._finish(run.transaction, Phase.ABANDONED, str(error))
             if isinstance(error, GpuError):
                 return self._abandon(run, str(error))
             return self._quarantine(run, str(error))
-        return self._finish(run.transaction, Phase.RELEASED)
+        note = f"left drained by somebody else: {run.theirs}" if run.theirs else ""
+        return self._finish(run.transaction, Phase.RELEASED, note)
 
     def _abandon(self, run: _Run, why: str) -> Outcome:
         """The change cannot be made now. Publish what is there, and let the node go."""
@@ -201,6 +222,8 @@ class _Run:
         self.seen = seen
         self.fenced_once = seen.fenced
         self.touched = transaction.phase is not Phase.FENCED
+        self.theirs = ""
+        """The reason of an administrator's drain that has taken our fence's place."""
         self._facts: NodeFacts | None = None
         self._node: SlurmNode | None = None
         self._marks: dict[str, float] = {}
@@ -218,6 +241,8 @@ class _Run:
             Step.RELEASE: self.release,
         }
         start = self._x._clock.now()
+        if step is not Step.FENCE:
+            self.hold()
         work[step]()
         self._marks[step.value] = self._x._clock.now() - start
         self.transaction = replace(self.transaction, seconds=dict(self._marks))
@@ -225,7 +250,7 @@ class _Run:
     def fence(self) -> None:
         """Drain with our reason, then read again until the node is settled."""
         before = self._x._cluster.node(self.name)
-        if "DRAIN" in before.states:
+        if "DRAIN" in before.states and not orphaned(before):
             raise BusyError(f"{self.name} was drained by somebody else: {before.reason}")
         self._x._store.save_transaction(self.transaction)
         log.info("%s: fencing for %s", self.name, self.transaction.id)
@@ -234,12 +259,31 @@ class _Run:
         self.seen = replace(self.seen, fenced=True)
         self._wait_settled()
 
+    def hold(self) -> None:
+        """See that the fence still stands; an administrator may have lifted or replaced it.
+
+        Before anything was touched, the node is his. Afterwards the views must first agree again:
+        under his drain, which then stays, or, when he resumed it, behind a fence made anew.
+        """
+        node = self._x._cluster.watch(self.name)
+        if ours(node, self.transaction):
+            return
+        if not self.touched:
+            raise BusyError(f"{self.name} was changed by somebody else: {_drain_of(node)}")
+        if "DRAIN" not in node.states:
+            log.warning("%s was resumed by somebody else in the middle: fenced again", self.name)
+            self._x._cluster.drain(self.name, self.transaction.reason)
+            self.look_again()
+        elif not self.theirs:
+            log.warning("%s was drained by somebody else: %s", self.name, node.reason)
+            self.theirs = node.reason
+
     def _wait_settled(self) -> None:
         deadline = self._x._clock.now() + self._x._limits.settle_s
         while True:
             node = self._x._cluster.node(self.name)
-            if not ours(node, self.transaction):
-                raise BusyError(f"{self.name} was changed by somebody else: {node.reason}")
+            if "DRAIN" not in node.states or not (self.theirs or ours(node, self.transaction)):
+                raise BusyError(f"{self.name} was changed by somebody else: {_drain_of(node)}")
             facts = self._observe()
             waiting = [*node.unsettled, *(f"{hook} runs" for hook in facts.hooks)]
             if not waiting:
@@ -332,9 +376,11 @@ class _Run:
             bridge = slots.bridge_line(node.gres, managed.slots, publish.all_types(managed))
         if bridge:
             self._x._cluster.set_gres(self.name, bridge)
+            # slurmctld is about to write its own words over the reason: whose it is, is read now.
+            self.hold()
             self._x._nodes.preregister(self.name, managed.slots)
             self._wait(lambda n: "INVALID_REG" in n.states, "the first registration")
-            self._say_our_reason_again()
+            self._say_the_reason_again()
         self._x._cluster.set_gres(self.name, publish.node_gres(managed))
         self._x._nodes.publish(self.name, managed.slots)
         wanted = slots.tally(managed.slots)
@@ -347,11 +393,11 @@ class _Run:
         self._x._store.save_managed(managed)
         self.seen = replace(self.seen, registered=True)
 
-    def _say_our_reason_again(self) -> None:
-        """slurmctld put its own words in the reason's place: the fence is still ours."""
+    def _say_the_reason_again(self) -> None:
+        """slurmctld put its own words in the reason's place: whose the drain is stays as it was."""
         node = self._x._cluster.watch(self.name)
-        if ours(node, self.transaction):
-            self._x._cluster.drain(self.name, self.transaction.reason)
+        if REFUSED_REGISTRATION.search(node.reason):
+            self._x._cluster.drain(self.name, self.theirs or self.transaction.reason)
 
     def _wait(self, ready: Callable[[SlurmNode], bool], what: str) -> SlurmNode:
         deadline = self._x._clock.now() + self._x._limits.register_s
@@ -374,13 +420,12 @@ class _Run:
         job's new step can hang (measured: up to 11 s beside an unreachable node).
         """
         node = self._x._cluster.watch(self.name)
-        if not ours(node, self.transaction):
-            raise AttentionError(
-                f"{self.name} is not ours to resume any more: "
-                f"{'+'.join(sorted(node.states))}, reason {node.reason!r}"
-            )
-        self._x._cluster.resume(self.name)
-        self.see_it_respond()
+        if ours(node, self.transaction):
+            self._x._cluster.resume(self.name)
+        elif "DRAIN" in node.states:
+            self.theirs = node.reason
+        if not self.theirs:
+            self.see_it_respond()
         self.seen = replace(self.seen, released=True)
 
     def see_it_respond(self) -> None:
@@ -411,6 +456,10 @@ def _after(gpus: Sequence[Gpu], change: NodeChange) -> list[Gpu]:
         made = [Instance(p, -1, "", 0, ()) for p in sorted(new)]
         found.append(replace(gpu, instances=(*kept, *made)))
     return found
+
+
+def _drain_of(node: SlurmNode) -> str:
+    return f"drained: {node.reason}" if "DRAIN" in node.states else "its drain was lifted"
 
 
 def _describe(change: NodeChange) -> str:

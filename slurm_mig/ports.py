@@ -6,6 +6,7 @@ The adapters implement them over the real things, tests/fakes over values in mem
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from slurm_mig.core.model import JobRequest, NodeChange, Slots, SlurmNode
@@ -47,7 +48,9 @@ class Nodes(Protocol):
 class Files(Protocol):
     """Our own published files: every managed node's NodeName line and gres.conf lines."""
 
-    def check(self, nodes: Sequence[ManagedNode], also: Sequence[ManagedNode] = ()) -> None: ...
+    def check(
+        self, nodes: Sequence[ManagedNode], also: Sequence[ManagedNode] = ()
+    ) -> Sequence[Path]: ...
     def write(self, nodes: Sequence[ManagedNode]) -> None: ...
 
 

@@ -13,7 +13,7 @@ from slurm_mig.core import demand, planner, policy, slots
 from slurm_mig.core.model import JobRequest, NodeCondition, NodeView, Plan, SlurmNode
 from slurm_mig.core.records import CycleReport, ManagedNode, NodeFacts, Phase, Transaction
 from slurm_mig.errors import SlurmMigError
-from slurm_mig.executor import REASON, Executor, Outcome
+from slurm_mig.executor import Executor, Outcome, orphaned
 from slurm_mig.ports import Clock, Cluster, Files, Nodes, Store
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ NOT_TOUCHED = frozenset(
     {
         "DOWN", "FAIL", "FAILING", "MAINT", "NOT_RESPONDING", "POWERED_DOWN", "POWERING_DOWN",
         "POWERING_UP", "POWER_DOWN", "POWER_UP", "REBOOT_REQUESTED", "REBOOT_ISSUED",
-        "DYNAMIC_FUTURE", "DYNAMIC_NORM", "FUTURE", "UNKNOWN", "INVALID_REG",
+        "DYNAMIC_FUTURE", "DYNAMIC_NORM", "FUTURE", "UNKNOWN",
     }
 )  # fmt: skip
 
@@ -62,6 +62,10 @@ class Reconciler:
         outcomes = self._recover()
         self._check_files()
         seen = self.observe()
+        managed = self._store.managed()
+        if broken := [view for view in seen.views if view.condition is NodeCondition.BROKEN]:
+            outcomes += [self._executor.repair(managed[v.name], v.note) for v in broken]
+            seen = self.observe()
         plan = self.plan(seen)
         managed = self._store.managed()
         outcomes += [self._executor.reshape(managed[c.node], c) for c in plan.changes]
@@ -103,7 +107,10 @@ class Reconciler:
         return outcomes
 
     def _check_files(self) -> None:
-        """Raises DriftError before anything is changed when our files were edited by hand."""
+        """Raises DriftError before anything is changed when our files were edited by hand.
+
+        An earlier state of ours, brought back from a backup, is replaced by the present one.
+        """
         managed = self._store.managed()
         if not managed:
             return
@@ -112,11 +119,24 @@ class Reconciler:
             transaction = self._store.transaction(name)
             pending = transaction is not None and transaction.is_open and transaction.slots
             also.append(replace(node, slots=transaction.slots) if transaction and pending else node)
-        self._files.check(list(managed.values()), also)
+        for path in self._files.check(list(managed.values()), also):
+            log.warning("%s held an earlier state of ours: written again", path)
+            self._files.write(list(managed.values()))
 
 
 def _away(node: SlurmNode) -> bool:
     return bool(node.states & NOT_TOUCHED)
+
+
+def _disagreement(managed: ManagedNode, shown: SlurmNode) -> str:
+    """What slurmctld says that is not what was last published, or a fence of ours without a
+    transaction; empty when all is as it should be."""
+    if orphaned(shown):
+        return f"drained without a transaction: {shown.reason}"
+    wanted = slots.tally(managed.slots)
+    if list(shown.gres.items()) != list(wanted.items()):
+        return f"slurmctld shows Gres {_short(shown.gres)}, published was {_short(wanted)}"
+    return "its registration was refused" if "INVALID_REG" in shown.states else ""
 
 
 def _view(
@@ -143,34 +163,35 @@ def _condition(
 ) -> tuple[NodeCondition, str]:
     if _away(shown):
         return NodeCondition.AWAY, f"node is {'+'.join(sorted(shown.states))}"
-    if "DRAIN" in shown.states:
-        if transaction is not None and transaction.is_open and shown.reason.startswith(REASON):
-            return NodeCondition.OURS, transaction.note or f"in transition: {shown.reason}"
+    if transaction is not None and transaction.is_open and "DRAIN" in shown.states:
+        return NodeCondition.OURS, transaction.note or f"in transition: {shown.reason}"
+    if "DRAIN" in shown.states and not orphaned(shown):
         return NodeCondition.ADMIN, f"drained by an administrator: {shown.reason}"
     if shown.reserved:
         return NodeCondition.RESERVED, "in an active reservation"
     if not isinstance(facts, NodeFacts):
         return NodeCondition.AWAY, str(facts or "the node was not asked")
-    wanted = slots.tally(managed.slots)
-    if list(shown.gres.items()) != list(wanted.items()):
-        return NodeCondition.AWAY, (
-            f"slurmctld shows Gres {_short(shown.gres)}, published was {_short(wanted)}"
-        )
-    return _drift(managed, facts)
+    drift = _drift(managed, facts)
+    if drift:
+        return NodeCondition.AWAY, drift
+    disagreement = _disagreement(managed, shown)
+    if disagreement:
+        return NodeCondition.BROKEN, disagreement
+    return NodeCondition.USABLE, ""
 
 
-def _drift(managed: ManagedNode, facts: NodeFacts) -> tuple[NodeCondition, str]:
+def _drift(managed: ManagedNode, facts: NodeFacts) -> str:
     """Instances that were changed by another hand: the node is left alone and says so."""
     there = {(g.index, i.placement) for g in facts.gpus for i in g.instances}
     published = {(d.gpu, d.placement) for d in managed.slots if d.placement is not None}
     if there != published:
         lost = ", ".join(f"GPU {g} {p}" for g, p in sorted(published - there))
         new = ", ".join(f"GPU {g} {p}" for g, p in sorted(there - published))
-        return NodeCondition.AWAY, (
+        return (
             f"MIG instances were changed by another hand: missing {lost or 'none'}, "
             f"unexpected {new or 'none'}"
         )
-    return NodeCondition.USABLE, ""
+    return ""
 
 
 def _short(gres: Mapping[str, int]) -> str:

@@ -22,7 +22,7 @@ from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
 
 from slurm_mig.core import demand
 from slurm_mig.core.model import Allocation, JobRequest, SlurmNode
-from slurm_mig.errors import SlurmMigError, UnreachableError
+from slurm_mig.errors import GoneError, SlurmMigError, UnreachableError
 
 SCONTROL_TIMEOUT_S = 15.0
 RECONFIGURE_ANSWER_S = 1.0
@@ -36,9 +36,11 @@ def _translated(doing: str) -> Iterator[None]:
     try:
         yield
     except pyslurm.PyslurmError as error:
-        raise UnreachableError(
-            f"{doing}: {error}", hint="Is slurmctld up? Try `scontrol ping`."
-        ) from error
+        raise _unreachable(doing, error) from error
+
+
+def _unreachable(doing: str, error: Exception) -> UnreachableError:
+    return UnreachableError(f"{doing}: {error}", hint="Is slurmctld up? Try `scontrol ping`.")
 
 
 class PyslurmCluster:
@@ -62,12 +64,16 @@ class PyslurmCluster:
         try:
             return self.nodes()[name]
         except KeyError:
-            raise UnreachableError(f"slurmctld has no node {name} any more") from None
+            raise GoneError(f"slurmctld has no node {name} any more") from None
 
     def watch(self, name: str) -> SlurmNode:
         """One node without its jobs: quick, for waiting until its state changes."""
-        with _translated(f"reading node {name} from slurmctld"):
+        try:
             return _node(pyslurm.Node.load(name), (), (), reserved=False)
+        except pyslurm.PyslurmError as error:
+            if name not in self.nodes():
+                raise GoneError(f"slurmctld has no node {name} any more") from error
+            raise _unreachable(f"reading node {name} from slurmctld", error) from error
 
     def pending(self) -> list[JobRequest]:
         """Every pending job that asks for gpus, whatever it waits for."""

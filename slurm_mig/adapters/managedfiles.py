@@ -30,18 +30,26 @@ class ManagedFiles:
             self.directory / "nodes.conf": publish.nodes_conf(nodes, catalog),
         }
 
-    def check(self, nodes: Sequence[ManagedNode], also: Sequence[ManagedNode] = ()) -> None:
-        """Raises DriftError when a file is not what we wrote for `nodes`, nor for `also` (the
-        records with a transaction's slots, when one was interrupted)."""
+    def check(self, nodes: Sequence[ManagedNode], also: Sequence[ManagedNode] = ()) -> list[Path]:
+        """Files that hold an earlier state of ours, such as one brought back from a backup.
+
+        `also` are the records with a transaction's slots, when one was interrupted. Raises
+        DriftError for a file that is gone or that a person has edited.
+        """
         either = self.texts(also) if also else {}
+        stale = []
         for path, text in self.texts(nodes).items():
             found = path.read_text(encoding="utf-8") if path.exists() else None
-            if found not in (text, either.get(path)):
+            if found in (text, either.get(path)):
+                continue
+            if found is None or not publish.is_sealed(found):
                 raise DriftError(
                     f"{path} was {'removed' if found is None else 'edited by hand'}: "
                     f"{_first_difference(text, found or '')}; nothing was changed",
                     hint="Undo the edit, or run `slurm-mig rewrite` to write the file again.",
                 )
+            stale.append(path)
+        return stale
 
     def write(self, nodes: Sequence[ManagedNode]) -> None:
         """Write both files; gres.conf first, as only slurmd reads it."""

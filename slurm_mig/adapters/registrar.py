@@ -83,7 +83,7 @@ class Registrar:
         self._process = None
 
     def _configuration(self) -> str:
-        """The node's own slurm.conf, then what must differ: of a key given twice the last counts."""
+        """The node's own slurm.conf and what must differ: of a key given twice the last counts."""
         changes = {
             "SlurmdPort": str(_free_port()),
             "SlurmdPidFile": str(self._dir / "slurmd.pid"),

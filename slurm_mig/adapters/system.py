@@ -84,7 +84,7 @@ class Slurmd:
         restarted by the site's command.
         """
         old = self.pid()
-        if old:
+        if old and _wait(lambda: int(_minds_sighup(old)), self._deadline_s):
             os.kill(old, signal.SIGHUP)
             new = _wait(lambda: self._changed(old), self._deadline_s)
             if new:
@@ -121,13 +121,13 @@ class Slurmd:
         return new
 
     def _changed(self, old: int) -> int:
-        """The pid of another slurmd than the old one, once the old one is gone."""
+        """The pid of another slurmd than the old one, once the old one is gone and it is up."""
         pid = self.pid()
-        return pid if pid != old and not _alive(old) else 0
+        return pid if pid != old and not _alive(old) and _minds_sighup(pid) else 0
 
     def announce(self) -> None:
         """SIGHUP: slurmd reads its configuration and registers at once. Raises if none runs."""
-        pid = self.pid()
+        pid = _wait(lambda: self.pid() if _minds_sighup(self.pid()) else 0, self._deadline_s)
         if not pid:
             raise UnreachableError(f"no slurmd runs here (by {self._pid_file})")
         os.kill(pid, signal.SIGHUP)
@@ -138,6 +138,16 @@ class Slurmd:
         if not pid:
             return ()
         return tuple(_children(pid))
+
+
+def _minds_sighup(pid: int) -> bool:
+    """True once the process has made arrangements for SIGHUP: before, it would die of it."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    masks = re.findall(r"(?m)^Sig(?:Blk|Cgt):\t([0-9a-f]+)", status)
+    return any(int(mask, 16) & 1 << (signal.SIGHUP - 1) for mask in masks)
 
 
 def _alive(pid: int) -> bool:

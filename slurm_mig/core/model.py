@@ -167,6 +167,7 @@ class NodeCondition(Enum):
     ADMIN = "drained by an administrator"
     AWAY = "not responding, down or powering"
     RESERVED = "in an active reservation"
+    BROKEN = "slurmctld and our record disagree"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 
 from slurm_mig.core import slots
@@ -12,12 +13,28 @@ HEADER = """\
 # Written by slurm-mig: do not edit.
 # `slurm-mig leave NODE` gives a node back to your own files.
 """
+SEAL = "# Contents: "
+
+
+def sealed(body: str) -> str:
+    """A published file: header, a digest of what follows, and that."""
+    return f"{HEADER}{SEAL}{_digest(body)}\n{body}"
+
+
+def is_sealed(text: str) -> bool:
+    """True for a file that we wrote at some time and nobody edited since."""
+    found, _, body = text.removeprefix(f"{HEADER}{SEAL}").partition("\n")
+    return text.startswith(f"{HEADER}{SEAL}") and found == _digest(body)
+
+
+def _digest(body: str) -> str:
+    return hashlib.sha256(body.encode()).hexdigest()[:16]
 
 
 def nodes_conf(nodes: Sequence[ManagedNode], catalog: Sequence[str] = ()) -> str:
     """Our part of slurm.conf: every managed node, then the catalog's lines."""
     lines = [_node_line(node) for node in sorted(nodes, key=lambda n: n.name)]
-    return HEADER + "".join(f"{line}\n" for line in (*lines, *catalog))
+    return sealed("".join(f"{line}\n" for line in (*lines, *catalog)))
 
 
 def _node_line(node: ManagedNode) -> str:
@@ -41,7 +58,7 @@ def gres_conf(nodes: Sequence[ManagedNode]) -> str:
     for node in sorted(nodes, key=lambda n: n.name):
         lines.append(f"NodeName={node.name} AutoDetect=off")
         lines.extend(_gres_line(node, device) for device in node.slots)
-    return HEADER + "".join(f"{line}\n" for line in lines)
+    return sealed("".join(f"{line}\n" for line in lines))
 
 
 def _gres_line(node: ManagedNode, device: Device) -> str:

@@ -1,16 +1,19 @@
-"""A reconcile cycle that is killed (SIGKILL to itself) right after one call to the outside.
+"""A reconcile cycle to which something happens right after one call to the outside.
 
-    python -m tests.testbed.die_at cluster.drain
-    python -m tests.testbed.die_at before:release
+    python -m tests.testbed.die_at cluster.drain            it is killed (SIGKILL to itself)
+    python -m tests.testbed.die_at before:release           the same between two steps
+    python -m tests.testbed.die_at cluster.drain COMMAND…   somebody runs a command, and it goes on
 
-The calls are those of slurm_mig/ports.py; `before:STEP` kills between two steps.
+The calls are those of slurm_mig/ports.py.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,36 +30,53 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-class Deadly:
-    """A port whose one method is the last thing that the process does."""
+class Eventful:
+    """A port after whose one method something happens, the first time."""
 
-    def __init__(self, port: Any, deadly: str) -> None:
+    def __init__(self, port: Any, call: str, happen: Callable[[], None]) -> None:
         self._port = port
-        self._deadly = deadly
+        self._call = call
+        self._happen = happen
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(self._port, name)
-        if name != self._deadly:
+        if name != self._call:
             return real
 
-        def last(*arguments: Any) -> Any:
-            real(*arguments)
+        def eventful(*arguments: Any) -> Any:
+            answer = real(*arguments)
+            self._happen()
+            return answer
+
+        return eventful
+
+
+def once(command: Sequence[str]) -> Callable[[], None]:
+    """Dies, or runs the command the first time it is called."""
+    ran: list[bool] = []
+
+    def happen() -> None:
+        if not command:
             die()
+        if not ran:
+            ran.append(True)
+            subprocess.run(command, check=True)
 
-        return last
+    return happen
 
 
-def main(point: str) -> None:
+def main(point: str, *command: str) -> None:
     assembly = Assembly.of(config.load(Path(config.DEFAULT_PATH)))
     port, _, call = point.partition(".")
+    happen = once(command)
     ports: dict[str, Any] = {
-        name: Deadly(getattr(assembly, name), call if name == port else "")
+        name: Eventful(getattr(assembly, name), call if name == port else "", happen)
         for name in ("cluster", "nodes", "files", "store")
     }
 
     def alive(step: Step) -> None:
         if point == f"before:{step.value}":
-            die()
+            happen()
 
     executor = Executor(**ports, clock=RealClock(), limits=Limits(), alive=alive)
     with assembly.store.lock():
@@ -65,4 +85,4 @@ def main(point: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -1,0 +1,141 @@
+"""Whose is a drain? Administrators' hands in the middle of a reshape, and fences that were lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from slurm_mig.core import demand
+from tests.testbed.cluster import A100, NodeSpec
+from tests.testbed.product import CUDA_JOB, ManagedCluster
+
+NODE = "a100-1"
+UPDATE = ("scontrol", "update", f"NodeName={NODE}")
+HANDS = {
+    "drain": (*UPDATE, "State=DRAIN", "Reason=fan is loud"),
+    "resume": (*UPDATE, "State=RESUME"),
+    "reason": (*UPDATE, "Reason=fan is loud"),
+}
+POINTS = (
+    "cluster.drain",
+    "nodes.reshape",
+    "files.write",
+    "cluster.set_gres",
+    "nodes.publish",
+    "store.save_managed",
+)
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[ManagedCluster]:
+    with ManagedCluster(nodes=(NodeSpec(NODE, (A100, A100)),)) as cluster:
+        cluster.enrol()
+        yield cluster
+
+
+@pytest.fixture
+def one(node: ManagedCluster) -> Iterator[ManagedCluster]:
+    """The node with a job on it; that job must end well whatever the test did."""
+    running = node.submit(CUDA_JOB, "--gres=gpu:1g.5gb:1")
+    node.wait_for(lambda: node.reports(running, "first"), 20, f"job {running} to compute")
+    yield node
+    node.run("touch", f"/tmp/jobs/{running}.stop")
+    assert node.wait_job(running, "COMPLETED", "FAILED")["JobState"] == "COMPLETED"
+    first, second = node.reports(running, "first"), node.reports(running, "second")
+    assert first[0]["uuid"] == second[0]["uuid"]
+    node.run("scancel", "--user=alice")
+    node.wait_for(lambda: not node.run("squeue", "-h").stdout.strip(), 30, "every job to be gone")
+
+
+def wanting(cluster: ManagedCluster) -> int:
+    """A job for a profile that the node does not offer now."""
+    shown = demand.parse_gres(cluster.node(NODE)["Gres"])
+    profile = next(p for p in ("3g.20gb", "4g.20gb", "2g.10gb", "7g.40gb") if p not in shown)
+    return cluster.submit("true", f"--gres=gpu:{profile}:1")
+
+
+def agreed(cluster: ManagedCluster) -> bool:
+    """slurmctld, our files and the GPUs say the same."""
+    shown = demand.parse_gres(cluster.node(NODE)["Gres"])
+    lines = cluster.read("/etc/slurm/slurm-mig/gres.conf").splitlines()
+    types = [line.split("Type=")[1].split()[0] for line in lines if "Name=gpu" in line]
+    real = sorted(t for t in types if not t.startswith(("off", "guard")))
+    there = sorted(i["profile"] for _, i in cluster.instances(NODE))
+    return types == [t for t, n in shown.items() for _ in range(n)] and real == there
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("hand", HANDS)
+def test_a_hand_in_the_middle(one: ManagedCluster, hand: str, point: str) -> None:
+    """A drain or a reason that is not ours stays to the letter; a resume is no harm."""
+    wants = wanting(one)
+    one.run("python", "-m", "tests.testbed.die_at", point, *HANDS[hand], timeout=120)
+    assert agreed(one)
+    shown = one.node(NODE)
+    assert "INVALID_REG" not in shown["State"]
+    if hand == "resume":
+        assert "DRAIN" not in shown["State"]
+    else:
+        assert "DRAIN" in shown["State"]
+        assert shown["Reason"].startswith("fan is loud")
+        assert "fan is loud" in one.slurm_mig("status").stdout
+        one.slurm_mig("reconcile")
+        assert one.node(NODE)["Reason"].startswith("fan is loud")
+        one.run(*UPDATE, "State=RESUME")
+        one.sh(f"kill -HUP {one.pid('slurmd', NODE)}")
+    for _ in range(4):
+        one.slurm_mig("reconcile")
+        if one.job(wants)["JobState"] != "PENDING":
+            break
+    one.wait_job(wants, "COMPLETED")
+
+
+def test_a_fence_without_a_transaction_is_taken_down(one: ManagedCluster) -> None:
+    """slurmctld killed just after a release can bring the node back with our drain."""
+    one.run(*UPDATE, "State=DRAIN", "Reason=slurm-mig: reshaping (0badcafe)")
+    assert one.status()["nodes"][0]["condition"] == "broken"
+    one.slurm_mig("reconcile")
+    assert "DRAIN" not in one.node(NODE)["State"]
+
+
+def test_an_old_state_of_our_files_costs_no_job(one: ManagedCluster) -> None:
+    """Brought back from a backup, and slurmctld restarted: the next cycle repairs."""
+    path = "/etc/slurm/slurm-mig/nodes.conf"
+    old = one.read(path)
+    wants = wanting(one)
+    one.slurm_mig("reconcile")
+    one.wait_job(wants, "COMPLETED")
+    new = one.read(path)
+    assert new != old
+    one.write(path, old)
+    one.restart_daemon("slurmctld")
+    one.wait_for(lambda: one.run("sinfo", "-h", check=False).stdout, 20, "slurmctld to answer")
+    later = wanting(one)
+    for _ in range(6):
+        one.slurm_mig("reconcile", check=False)
+        if one.job(later)["JobState"] != "PENDING":
+            break
+    one.wait_job(later, "COMPLETED")
+    assert agreed(one)
+    assert "DRAIN" not in one.node(NODE)["State"]
+
+
+def test_a_node_that_is_deleted_in_the_middle_ends_its_transaction() -> None:
+    """Nothing is left to release; the record says why."""
+    nodes = (NodeSpec(NODE, (A100,)), NodeSpec("a100-2", (A100,)))
+    with ManagedCluster(nodes=nodes) as cluster:
+        cluster.run("scontrol", "update", "NodeName=a100-2", "State=DRAIN", "Reason=kept out")
+        cluster.slurm_mig("enrol", NODE)
+        wanting(cluster)
+        died = cluster.run("python", "-m", "tests.testbed.die_at", "nodes.reshape", check=False)
+        assert died.returncode == -9
+        conf = cluster.read("/etc/slurm/slurm.conf")
+        kept = [line for line in conf.splitlines() if "slurm-mig/nodes.conf" not in line]
+        text = "\n".join(kept).replace(f"Nodes={NODE},a100-2", "Nodes=a100-2") + "\n"
+        cluster.write("/etc/slurm/slurm.conf", text.replace("mig-catalog-1", "a100-2"))
+        cluster.restart_daemon("slurmctld")
+        cluster.wait_for(lambda: cluster.run("sinfo", "-h", check=False).stdout, 20, "slurmctld")
+        done = cluster.slurm_mig("reconcile", check=False)
+        assert f"slurmctld has no node {NODE} any more" in done.stdout + done.stderr
+        assert cluster.history()[-1]["phase"] == "abandoned"
