@@ -285,7 +285,7 @@ class _Run:
             if "DRAIN" not in node.states or not (self.theirs or ours(node, self.transaction)):
                 raise BusyError(f"{self.name} was changed by somebody else: {_drain_of(node)}")
             facts = self._observe()
-            waiting = [*node.unsettled, *(f"{hook} runs" for hook in facts.hooks)]
+            waiting = _unsettled(node, facts)
             if not waiting:
                 self._node, self._facts = node, facts
                 return
@@ -456,6 +456,17 @@ def _after(gpus: Sequence[Gpu], change: NodeChange) -> list[Gpu]:
         made = [Instance(p, -1, "", 0, ()) for p in sorted(new)]
         found.append(replace(gpu, instances=(*kept, *made)))
     return found
+
+
+def _unsettled(node: SlurmNode, facts: NodeFacts) -> list[str]:
+    """What is starting or ending on the node. A job that was allocated in the last instant before
+    the fence is running for slurmctld, but its launch may still be on its way to slurmd."""
+    starting = sorted(node.batch_jobs - facts.stepd_jobs)
+    return [
+        *node.unsettled,
+        *(f"{hook} runs" for hook in facts.hooks),
+        *(f"job {job} has no slurmstepd yet" for job in starting),
+    ]
 
 
 def _drain_of(node: SlurmNode) -> str:

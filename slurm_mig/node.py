@@ -36,6 +36,7 @@ class NodeAgent:
             settings.pid_file.replace("%n", node_name),
             settings.restart_command,
             settings.restart_deadline_s,
+            settings.slurm_conf,
         )
         self._registrar = Registrar(settings.slurm_conf, settings.run_dir, node_name)
 
@@ -46,6 +47,7 @@ class NodeAgent:
             driver=self._gpus.driver(),
             slurmd_pid=self._slurmd.pid(),
             hooks=self._slurmd.hooks(),
+            stepd_jobs=system.stepd_jobs(),
         )
 
     def reshape(self, change: NodeChange) -> NodeFacts:

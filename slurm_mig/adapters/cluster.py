@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyslurm
@@ -51,11 +53,9 @@ class PyslurmCluster:
         with _translated("reading nodes from slurmctld"):
             nodes = pyslurm.Nodes.load()
             reserved = _reserved_nodes()
-        allocations, unsettled = _by_node(_running_jobs())
+        held = _by_node(_running_jobs())
         return {
-            name: _node(
-                node, allocations.get(name, ()), unsettled.get(name, ()), reserved=name in reserved
-            )
+            name: _node(node, held.get(name, _Held()), reserved=name in reserved)
             for name, node in nodes.items()
         }
 
@@ -69,7 +69,7 @@ class PyslurmCluster:
     def watch(self, name: str) -> SlurmNode:
         """One node without its jobs: quick, for waiting until its state changes."""
         try:
-            return _node(pyslurm.Node.load(name), (), (), reserved=False)
+            return _node(pyslurm.Node.load(name), _Held(), reserved=False)
         except pyslurm.PyslurmError as error:
             if name not in self.nodes():
                 raise GoneError(f"slurmctld has no node {name} any more") from error
@@ -164,12 +164,18 @@ def _running_jobs() -> list[Mapping[str, Any]]:
     return jobs
 
 
-def _by_node(
-    jobs: Iterable[Mapping[str, Any]],
-) -> tuple[dict[str, tuple[Allocation, ...]], dict[str, tuple[str, ...]]]:
-    """Allocations and reasons for not being settled, by node name."""
-    allocations: dict[str, list[Allocation]] = {}
-    unsettled: dict[str, list[str]] = {}
+@dataclass
+class _Held:
+    """What the jobs of one node have and do."""
+
+    allocations: list[Allocation] = field(default_factory=list)
+    unsettled: list[str] = field(default_factory=list)
+    batch_jobs: set[int] = field(default_factory=set)
+
+
+def _by_node(jobs: Iterable[Mapping[str, Any]]) -> dict[str, _Held]:
+    """Allocations, and reasons for not being settled, by node name."""
+    found: dict[str, _Held] = defaultdict(_Held)
     for job in jobs:
         job_id, states = int(job["job_id"]), frozenset(job["job_state"])
         names = _in_order(job.get("nodes"))
@@ -177,14 +183,13 @@ def _by_node(
             indexes = demand.gpu_indexes(detail)
             if indexes:
                 held = Allocation(job_id, str(job.get("user_name") or "?"), indexes, min(states))
-                allocations.setdefault(name, []).append(held)
+                found[name].allocations.append(held)
         for state in sorted(states & UNSETTLED):
             for name in names:
-                unsettled.setdefault(name, []).append(f"job {job_id} is {state}")
-    return (
-        {name: tuple(found) for name, found in allocations.items()},
-        {name: tuple(found) for name, found in unsettled.items()},
-    )
+                found[name].unsettled.append(f"job {job_id} is {state}")
+        if job.get("batch_flag") and states == {"RUNNING"}:
+            found[str(job.get("batch_host"))].batch_jobs.add(job_id)
+    return dict(found)
 
 
 def _in_order(nodes: str | None) -> list[str]:
@@ -192,9 +197,7 @@ def _in_order(nodes: str | None) -> list[str]:
     return list(NodeSet(nodes, resolver=RESOLVER_NOGROUP)) if nodes else []
 
 
-def _node(
-    node: Any, allocations: tuple[Allocation, ...], unsettled: tuple[str, ...], *, reserved: bool
-) -> SlurmNode:
+def _node(node: Any, held: _Held, *, reserved: bool) -> SlurmNode:
     return SlurmNode(
         name=node.name,
         states=frozenset(node.state.split("+")),
@@ -210,8 +213,9 @@ def _node(
         memory_alloc_mib=int(node.allocated_memory or 0),
         partitions=frozenset(node.partitions or ()),
         features=frozenset(node.active_features or ()),
-        allocations=allocations,
-        unsettled=unsettled,
+        allocations=tuple(held.allocations),
+        unsettled=tuple(held.unsettled),
+        batch_jobs=frozenset(held.batch_jobs),
         reserved=reserved,
         slurmd_start=int(node.slurmd_start_time or 0),
     )

@@ -11,7 +11,8 @@ import signal
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from slurm_mig.errors import ConfigError, SlurmMigError, UnreachableError
@@ -60,8 +61,15 @@ def ensure_device_files(files: Iterable[str]) -> list[str]:
 class Slurmd:
     """This node's slurmd, by its pid file and the site's restart command."""
 
-    def __init__(self, pid_file: str, restart_command: Sequence[str], deadline_s: float) -> None:
+    def __init__(
+        self,
+        pid_file: str,
+        restart_command: Sequence[str],
+        deadline_s: float,
+        slurm_conf: str = "/etc/slurm/slurm.conf",
+    ) -> None:
         self._pid_file = Path(pid_file)
+        self._slurm_conf = Path(slurm_conf)
         self._restart_command = list(restart_command)
         self._deadline_s = deadline_s
 
@@ -80,8 +88,9 @@ class Slurmd:
         On SIGHUP slurmd finishes the requests under way, starts itself anew with the same listening
         socket, and ends only when the new one is up (source: slurmd.c `_try_to_reconfig`, 23.11 and
         later). No step launch is refused meanwhile, as between a stop and a start, and with files
-        that it cannot use it stays as it was. A slurmd that is not there, or does not follow, is
-        restarted by the site's command.
+        that it cannot use it stays as it was. A slurmd that is not there is started by the site's
+        command; one that does not follow by the deadline is killed first (steps live on in
+        slurmstepd), unless that would lose something: UnreachableError.
         """
         old = self.pid()
         if old and _wait(lambda: int(_minds_sighup(old)), self._deadline_s):
@@ -89,7 +98,27 @@ class Slurmd:
             new = _wait(lambda: self._changed(old), self._deadline_s)
             if new:
                 return new
+        if _alive(old):
+            if loss := self._lost_if_killed():
+                raise UnreachableError(
+                    f"slurmd {old} did not reload within {self._deadline_s:g} s; "
+                    f"it was not killed: {loss}",
+                    hint="Restart slurmd on the node; the next cycle goes on from there.",
+                )
+            os.kill(old, signal.SIGKILL)
+            _wait(lambda: int(not _alive(old)), self._deadline_s)
         return self.restart()
+
+    def _lost_if_killed(self) -> str:
+        """Why a kill would cost a job: a hook that runs, or the memory of prologs that have run.
+
+        With PrologFlags=Alloc (which Contain and X11 imply) slurmd remembers for which jobs the
+        prolog is done; killed, it forgets, and the job's next step fails after 20 s (measured).
+        """
+        if running := self.hooks():
+            return f"it runs {', '.join(running)}"
+        flags = conf_value(self._slurm_conf, "PrologFlags")
+        return f"PrologFlags={flags}: jobs would lose their next step" if flags else ""
 
     def restart(self) -> int:
         """Restart slurmd (its steps live on in slurmstepd) and return the new pid.
@@ -133,11 +162,9 @@ class Slurmd:
         os.kill(pid, signal.SIGHUP)
 
     def hooks(self) -> tuple[str, ...]:
-        """Prologs and epilogs that slurmd runs now: its children that are not slurmstepd."""
+        """Prologs and epilogs that slurmd runs now: its children that are other programs."""
         pid = self.pid()
-        if not pid:
-            return ()
-        return tuple(_children(pid))
+        return tuple(_other_programs(pid)) if pid else ()
 
 
 def _minds_sighup(pid: int) -> bool:
@@ -159,19 +186,35 @@ def _alive(pid: int) -> bool:
     return pid > 0 and state != "Z"
 
 
-def _children(parent: int) -> Iterable[str]:
+def _other_programs(parent: int) -> Iterator[str]:
+    """Children as `pid name`, without slurmd's own: a forked one that is about to become a
+    slurmstepd bears the name of one of slurmd's threads, so the program file tells."""
+    own = _exe(parent)
     for task in Path(f"/proc/{parent}/task").glob("*/children"):
-        try:
-            pids = task.read_text().split()
-        except OSError:
-            continue
-        for pid in pids:
-            try:
-                name = Path(f"/proc/{pid}/comm").read_text().strip()
-            except OSError:
-                continue
-            if not name.startswith(("slurmstepd", "slurmd", "slurmscriptd")):
-                yield f"{pid} {name}"
+        with suppress(OSError):
+            for pid in map(int, task.read_text().split()):
+                program = _exe(pid)
+                if program and program != own and not program.endswith("/slurmstepd"):
+                    yield f"{pid} {program.rpartition('/')[2]}"
+
+
+def _exe(pid: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return ""
+
+
+def stepd_jobs() -> frozenset[int]:
+    """Jobs that have a slurmstepd on this host, by the title that it gives itself."""
+    found = set()
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        with suppress(OSError):
+            if comm.read_text().startswith("slurmstepd"):
+                title = comm.with_name("cmdline").read_bytes()
+                if match := re.match(rb"slurmstepd: \[(\d+)", title):
+                    found.add(int(match[1]))
+    return frozenset(found)
 
 
 def _wait(ready: Callable[[], int], deadline_s: float) -> int:
@@ -190,6 +233,22 @@ def devices_constrained(slurm_conf: Path) -> bool:
     except OSError:
         return False
     return re.search(r"(?im)^\s*ConstrainDevices\s*=\s*yes\b", text) is not None
+
+
+def conf_value(file: Path, key: str) -> str:
+    """The value of a key in slurm.conf or a file that it includes, the last one given; empty
+    when there is none. For single values only: adapters/slurmfiles reads the files for real."""
+    found = ""
+    try:
+        lines = file.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        if match := re.match(r"(?i)\s*include\s+([^\s#]+)", line):
+            found = conf_value(file.parent / match[1], key) or found
+        elif match := re.match(rf"(?i)\s*{key}\s*=\s*([^\s#]+)", line):
+            found = match[1]
+    return found
 
 
 class RealClock:

@@ -188,6 +188,8 @@ class SlurmNode:
     allocations: tuple[Allocation, ...] = ()
     unsettled: tuple[str, ...] = ()
     """Why the node is not settled: `job 12 is COMPLETING`, …"""
+    batch_jobs: frozenset[int] = frozenset()
+    """Running jobs whose batch script is on this node: each must have its slurmstepd."""
     reserved: bool = False
     slurmd_start: int = 0
     """Seconds since the epoch at which slurmd last registered as started."""

@@ -91,6 +91,8 @@ class NodeFacts:
     slurmd_pid: int = 0
     hooks: tuple[str, ...] = ()
     """Prologs and epilogs that run now, as `pid command`."""
+    stepd_jobs: frozenset[int] = frozenset()
+    """Jobs that have a slurmstepd on the node."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,3 +50,66 @@ def test_a_slurmd_that_does_not_come_up_is_reported(tmp_path: Path) -> None:
         slurmd.restart()
     with pytest.raises(UnreachableError, match="restarting slurmd failed"):
         system.Slurmd(str(pid_file), ["/bin/false"], deadline_s=1).restart()
+
+
+SLURMD = """
+import os, signal, subprocess, sys
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+open(sys.argv[1], "w").write(str(os.getpid()))
+child = subprocess.Popen(sys.argv[2:]) if sys.argv[2:] else None
+print("up", flush=True)
+signal.pause()
+"""
+
+
+@pytest.fixture
+def hanging(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts what looks like a slurmd that does not follow SIGHUP, with a child if one is named."""
+    started = []
+
+    def start(*child: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SLURMD, str(tmp_path / "slurmd.pid"), *child],
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        return process
+
+    yield start
+    for process in started:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def test_a_slurmd_that_runs_a_hook_is_not_killed(
+    tmp_path: Path, hanging: Callable[..., subprocess.Popen[str]]
+) -> None:
+    process = hanging("sleep", "60")
+    slurmd = system.Slurmd(str(tmp_path / "slurmd.pid"), ["/bin/true"], deadline_s=0.2)
+    assert [hook.split()[1] for hook in slurmd.hooks()] == [os.path.basename(program("sleep"))]
+    with pytest.raises(UnreachableError, match="it was not killed"):
+        slurmd.reload()
+    assert process.poll() is None
+
+
+def test_a_slurmd_that_hangs_is_killed(
+    tmp_path: Path, hanging: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """A child that runs slurmd's own program is a step about to start, not a hook."""
+    process = hanging(sys.executable, "-c", "import time; time.sleep(60)")
+    slurmd = system.Slurmd(str(tmp_path / "slurmd.pid"), ["/bin/true"], deadline_s=0.2)
+    assert slurmd.hooks() == ()
+    with pytest.raises(UnreachableError, match="not up"):
+        slurmd.reload()
+    assert process.wait() == -signal.SIGKILL
+
+
+def program(name: str) -> str:
+    """The program file itself, as /proc shows it."""
+    found = shutil.which(name)
+    assert found is not None
+    return os.path.realpath(found)
