@@ -168,10 +168,12 @@ def status(config_path: Path, as_json: bool) -> None:  # noqa: FBT001
 
 
 def _why(job_id: int, slurm_reason: str, refusals: dict[int, str]) -> str:
-    from slurm_mig.core.demand import WAITS_FOR_RESOURCES
+    from slurm_mig.core.demand import NOT_LOOKED_AT, WAITS_FOR_RESOURCES
 
     if job_id in refusals:
         return refusals[job_id]
+    if slurm_reason == NOT_LOOKED_AT:
+        return "Slurm's scheduler has not looked at it yet"
     if slurm_reason not in WAITS_FOR_RESOURCES:
         return f"waits for something else than resources: {slurm_reason}"
     return "will be served: its instance is there, or the next cycle makes it"

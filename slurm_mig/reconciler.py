@@ -27,6 +27,10 @@ NOT_TOUCHED = frozenset(
 )  # fmt: skip
 
 
+LOOKED_AT_S = 1.0
+"""How long a cycle waits for Slurm's scheduler to say why new jobs wait."""
+
+
 @dataclass(frozen=True)
 class Observation:
     """Everything that one cycle sees."""
@@ -89,7 +93,17 @@ class Reconciler:
             _view(node, shown.get(name), facts.get(name), transactions.get(name))
             for name, node in managed.items()
         )
-        return Observation(views, tuple(self._cluster.pending()), transactions)
+        return Observation(views, tuple(self._pending()), transactions)
+
+    def _pending(self) -> list[JobRequest]:
+        """The queue, once Slurm has looked at every job, for a moment at most."""
+        deadline = self._clock.now() + LOOKED_AT_S
+        while True:
+            requests = self._cluster.pending()
+            unseen = any(r.reason == demand.NOT_LOOKED_AT for r in requests)
+            if not unseen or self._clock.now() > deadline:
+                return requests
+            self._clock.sleep(LOOKED_AT_S / 10)
 
     def plan(self, seen: Observation) -> Plan:
         """What the cycle would do with what it sees, after policy."""

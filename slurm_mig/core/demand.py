@@ -13,10 +13,14 @@ from collections.abc import Iterable, Mapping
 from slurm_mig.core.model import JobRequest
 
 WAITS_FOR_RESOURCES = frozenset(
-    {"None", "Resources", "Priority", "ReqNodeNotAvail", "NodeDown", "Reserved"}
+    {"Resources", "Priority", "ReqNodeNotAvail", "NodeDown", "Reserved"}
 )
 """Slurm's reasons (source: `job_state_reason_string`) under which new capacity starts a job.
 `ReqNodeNotAvail` and `NodeDown` are what jobs get that only a catalog node could take."""
+
+NOT_LOOKED_AT = "None"
+"""Slurm's scheduler has not come to the job yet, or is at it: it clears the reason first, also that
+of a job over its limits (measured). So this says nothing, and is no demand."""
 
 _TRES = re.compile(
     r"(?:gres[/:])?gpu(?:[:/](?P<type>[A-Za-z][\w.+\-]*|\d+c?\.?[\w.+\-]*g\.[\w.+\-]*))?"

@@ -17,6 +17,7 @@ from subprocess import CompletedProcess
 from types import TracebackType
 from typing import Any
 
+from tests.testbed import accounting
 from tests.testbed.namespaces import ENVIRONMENT, Namespaces, cgroup_version
 
 A100 = "NVIDIA A100-SXM4-40GB"
@@ -73,6 +74,8 @@ class Cluster:
     """Further files under /etc/slurm, by name."""
     timing: str = "none"
     """NVML's delays: `none`, or `hardware` for the published create and destroy times."""
+    accounting: bool = False
+    """With slurmdbd and MariaDB (tests/testbed/accounting.py)."""
     ignored: Sequence[str] = ()
     """Nodes of `extra_conf` that need not come up."""
     spaces: Namespaces = field(default_factory=Namespaces)
@@ -98,7 +101,11 @@ class Cluster:
                 self._start_host(number, node)
             self._write_site_configuration()
             self.run("munged", user="munge")
+            if self.accounting:
+                accounting.start(self)
             self.start_daemon("slurmctld")
+            if self.accounting:
+                accounting.fill(self)
             for node in self.nodes:
                 self.start_daemon("slurmd", node.name)
             self.wait_for(self._all_idle, 60, "every node to be idle")
@@ -287,9 +294,12 @@ class Cluster:
         self.run("python", "-m", "tests.testbed.cut", *map(_cut, node.gpus),
                  node=node.name)  # fmt: skip
 
+    def _extra_conf(self) -> str:
+        return self.extra_conf + (accounting.SLURM_LINES if self.accounting else "")
+
     def _write_site_configuration(self) -> None:
         """slurm.conf and gres.conf as the site's administrator wrote them, before slurm-mig."""
-        self.write(f"{ETC}/slurm.conf", slurm_conf(self.nodes, self.extra_conf))
+        self.write(f"{ETC}/slurm.conf", slurm_conf(self.nodes, self._extra_conf()))
         gres = [self.run("python", "-m", "tests.testbed.cut", "--gres", node.name, node=node.name)
                 for node in self.nodes]  # fmt: skip
         self.write(f"{ETC}/gres.conf", "# The site's own.\n" + "".join(g.stdout for g in gres))
@@ -350,7 +360,7 @@ def slurm_conf(nodes: Iterable[NodeSpec], extra: str) -> str:
         "DefMemPerCPU=100",
         "GresTypes=gpu",
         "SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=0,sched_min_interval=0",
-        "PriorityType=priority/basic",
+        f"PriorityType=priority/{'multifactor' if 'slurmdbd' in extra else 'basic'}",
         "MpiDefault=none",
         "ReturnToService=2",
         "SlurmdTimeout=60",

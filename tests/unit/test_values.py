@@ -55,14 +55,16 @@ def test_what_a_node_sends_is_not_trusted(data: object, message: str) -> None:
 def test_our_files() -> None:
     one = managed()
     text = publish.gres_conf([one])
-    assert text.splitlines()[2:5] == [
+    assert publish.is_sealed(text)
+    assert not publish.is_sealed(text.replace("48", "49"))
+    assert text.splitlines()[3:6] == [
         "NodeName=n1 AutoDetect=off",
         "NodeName=n1 Name=gpu Type=1g.5gb MultipleFiles="
         "/dev/nvidia0,/caps/nvidia-cap[66,67] Cores=0-15",
         "NodeName=n1 Name=gpu Type=3g.20gb MultipleFiles="
         "/dev/nvidia0,/caps/nvidia-cap[48,49] Cores=0-15",
     ]
-    line = publish.nodes_conf([one]).splitlines()[2]
+    line = publish.nodes_conf([one]).splitlines()[3]
     assert line.startswith("NodeName=n1 CPUs=32 RealMemory=64000 Gres=gpu:1g.5gb:1,gpu:3g.20gb:1,")
     catalog = publish.catalog_lines(["cat-1"], [one])[0]
     assert "NodeAddr=cat-1.invalid" in catalog
