@@ -78,7 +78,7 @@ def managed_node(
     lines = site.gres_lines(name)
     whole = _whole_types(name, facts.gpus, lines, whole_type)
     _refuse_unusual(name, facts.gpus)
-    total = sum(gpu.capacity for gpu in facts.gpus)
+    total = sum(gpu.capacity if gpu.mig else 1 for gpu in facts.gpus)
     devices = [d for gpu in facts.gpus for d in slots.devices_of(gpu, whole.get(gpu.index, ""))]
     arranged = slots.with_files(slots.arrange(total, {}, devices), facts.gpus, caps_dir)
     most = _most(facts.gpus, whole)

@@ -12,3 +12,4 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=8,
         help="How many reshapes the tests of steps and the random runs make.",
     )
+    parser.addoption("--seed", type=int, default=1, help="Seed of the random runs.")

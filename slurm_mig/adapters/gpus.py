@@ -142,7 +142,7 @@ class NvmlGpus:
             file=f"/dev/nvidia{minor}",
             pids=tuple(pid for pid, _ in pids),
             instance_minors=capacity_minors,
-            spare_minors=spare[: max((p.max_count for p in profiles), default=1)],
+            spare_minors=spare,
         )
 
     def _profiles_of(self, device: Any, uuid: str) -> tuple[Profile, ...]:

@@ -104,6 +104,8 @@ class Gpu:
     file: str = ""
     pids: tuple[int, ...] = ()
     mig_pending: bool = False
+    mode_needs_reset: bool = True
+    """A change of the MIG mode resets this GPU (Ampere); Hopper and later need none."""
     instance_minors: tuple[int, ...] = ()
     """Capability minors of every GPU instance that this GPU could have."""
     spare_minors: tuple[int, ...] = ()
@@ -119,8 +121,8 @@ class Gpu:
 
     @property
     def capacity(self) -> int:
-        """How many slots the GPU has: the most instances it can hold, 1 without MIG."""
-        return max((p.max_count for p in self.profiles), default=1) if self.mig else 1
+        """The most devices that the GPU can be: instances, or the one that it is without MIG."""
+        return max((p.max_count for p in self.profiles), default=1)
 
     @property
     def layout(self) -> Layout:
@@ -141,12 +143,28 @@ class Device:
     placement: Placement | None = None
 
     @property
-    def key(self) -> tuple[int, Placement | None]:
+    def key(self) -> Place:
         """Where the device is: the same before and after a reshape that keeps it."""
         return (self.gpu, self.placement)
 
 
 Slots = tuple[Device, ...]
+
+Place = tuple[int, Placement | None]
+"""Where a device is: GPU index and placement; None is the whole GPU, MIG off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Withholding:
+    """Idle instances of one GPU that are published as fillers, so that no job takes them while the
+    rest of what a waiting job needs becomes free."""
+
+    gpu: int
+    placements: frozenset[Placement]
+    jobs: tuple[int, ...]
+    """The waiting jobs that it is for."""
+    since: float = 0.0
+    """When the GPU's first instance was withheld for them, in seconds since the epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +175,8 @@ class Allocation:
     user: str
     indexes: frozenset[int]
     state: str = "RUNNING"
+    end_time: int = 0
+    """When its time limit ends it, in seconds since the epoch; 0 when it has none."""
 
 
 class NodeCondition(Enum):
@@ -212,6 +232,12 @@ class NodeView:
     """Why nothing may be done to the node now, for `status`."""
     possible: tuple[str, ...] = ()
     """Every type that the node can ever have, known also while it is away."""
+    whole_types: Mapping[int, str] = field(default_factory=dict)
+    """Slurm type of each GPU that is, or may become, a whole one (MIG off), by GPU index."""
+    switchable: frozenset[int] = frozenset()
+    """GPUs whose MIG mode the site lets us change while they are idle."""
+    withheld: tuple[Withholding, ...] = ()
+    """What is there but published as fillers."""
 
     @property
     def name(self) -> str:
@@ -220,7 +246,7 @@ class NodeView:
     @property
     def held(self) -> frozenset[int]:
         """Indexes whose instance a process holds, by NVML."""
-        by_key: set[tuple[int, Placement | None]] = {
+        by_key: set[Place] = {
             (gpu.index, i.placement) for gpu in self.gpus for i in gpu.instances if i.pids
         }
         by_key |= {(gpu.index, None) for gpu in self.gpus if gpu.pids}
@@ -273,6 +299,8 @@ class GpuChange:
     kept: tuple[Placement, ...]
     destroyed: tuple[Placement, ...]
     created: tuple[Placement, ...]
+    mig: bool = True
+    """MIG mode afterwards; off makes the GPU a whole one."""
 
     @property
     def target(self) -> Layout:
@@ -289,11 +317,16 @@ class NodeChange:
     """Slots after it; devices that do not exist yet have no files or UUID."""
     serves: tuple[int, ...]
     """Jobs that it unblocks."""
+    withheld: tuple[Withholding, ...] = ()
+    """What is published as fillers afterwards; what was withheld before and is not in here is
+    offered again."""
 
     @property
-    def blocking(self) -> frozenset[tuple[int, Placement]]:
-        """The instances that must go: none may be busy when it happens."""
-        return frozenset((g.gpu, p) for g in self.gpus for p in g.destroyed)
+    def blocking(self) -> frozenset[Place]:
+        """The devices that must go: none may be busy when it happens. A GPU that is whole now is
+        among them, as it gets instances."""
+        gone: set[Place] = {(g.gpu, p) for g in self.gpus for p in g.destroyed}
+        return frozenset(gone | {(g.gpu, None) for g in self.gpus if g.mig})
 
 
 @dataclass(frozen=True, slots=True)

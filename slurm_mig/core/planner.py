@@ -21,15 +21,13 @@ from slurm_mig.core.model import (
     NodeChange,
     NodeCondition,
     NodeView,
+    Place,
     Placement,
     Plan,
     Refusal,
     is_filler,
 )
 from slurm_mig.errors import ArrangementError
-
-Place = tuple[int, Placement | None]
-"""GPU index and placement; None is the whole GPU."""
 
 
 @dataclass

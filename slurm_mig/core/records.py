@@ -9,7 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from slurm_mig.core.model import Gpu, Layout, NodeChange, Placement, Slots, is_filler
+from slurm_mig.core.model import (
+    Gpu,
+    Layout,
+    NodeChange,
+    Placement,
+    Profile,
+    Slots,
+    Withholding,
+    is_filler,
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +33,13 @@ class ManagedNode:
     possible: tuple[str, ...]
     """Every gpu type that the node can ever have, without fillers."""
     whole_types: Mapping[int, str] = field(default_factory=dict)
-    """Slurm type of each GPU that has MIG off, by GPU index."""
+    """Slurm type of each GPU that is, or may become, a whole one (MIG off), by GPU index."""
+    switchable: frozenset[int] = frozenset()
+    """GPUs whose MIG mode the site lets us change while they are idle."""
+    profiles: Mapping[int, tuple[Profile, ...]] = field(default_factory=dict)
+    """Profiles of each switchable GPU: older drivers do not tell them while MIG is off."""
+    withheld: tuple[Withholding, ...] = ()
+    """What is there but published as fillers."""
     cores: Mapping[int, str] = field(default_factory=dict)
     """`Cores=` of each GPU, where the site's gres.conf gave it."""
     baseline: Mapping[int, tuple[Placement, ...]] = field(default_factory=dict)

@@ -87,7 +87,7 @@ def node(
 ) -> NodeView:
     """A managed node whose slots are in the order of enrolment; `jobs` gives each its indexes."""
     gpus = tuple(gpus)
-    total = sum(g.capacity for g in gpus)
+    total = sum(g.capacity if g.mig else 1 for g in gpus)
     devices = [d for g in gpus for d in slots.devices_of(g, "whole")]
     held = tuple(
         Allocation(job, "alice", frozenset(indexes)) for job, indexes in (jobs or {}).items()
