@@ -22,6 +22,7 @@ from slurm_mig.core.policy import Policy
 from slurm_mig.core.records import ManagedNode, NodeFacts
 from slurm_mig.enrolment import (
     Enrolment,
+    Whole,
     managed_node,
     possible_by_partition,
     refuse_unsupported,
@@ -61,9 +62,20 @@ class Assembly:
             self.files,
             self.store,
             clock,
-            Limits(settle_s=rules.settle_s, register_s=rules.fence_deadline_s),
+            Limits(
+                settle_s=rules.settle_s,
+                register_s=rules.fence_deadline_s,
+                caps_dir=self.settings.node.caps_dir,
+                fence_wait_s=rules.fence_wait_s,
+            ),
         )
-        policy = Policy(rules.min_wait_s, rules.cooldown_s, rules.max_nodes_in_transition)
+        policy = Policy(
+            rules.min_wait_s,
+            rules.cooldown_s,
+            rules.max_nodes_in_transition,
+            rules.withhold_s,
+            rules.fence_wait_s,
+        )
         return Reconciler(self.cluster, self.nodes, self.files, self.store, clock, executor, policy)
 
     def site(self) -> SlurmFiles:
@@ -85,15 +97,9 @@ class Assembly:
         """The record of a node that is being enrolled, from its lines and its GPUs."""
         site = self.site()
         refuse_unsupported(site)
-        whole_type = next(
-            (
-                g.whole_type
-                for g in self.settings.groups
-                if name in expand(g.nodes) and g.whole_type
-            ),
-            "",
-        )
-        return managed_node(site, name, facts, "/dev/nvidia-caps", whole_type)
+        group = next((g for g in self.settings.groups if name in expand(g.nodes)), None)
+        whole = Whole(group.whole_type, group.mode_change) if group else Whole()
+        return managed_node(site, name, facts, self.settings.node.caps_dir, whole)
 
     def commit(self, managed: Sequence[ManagedNode]) -> None:
         """Write our files for exactly these nodes, and the site's files around them."""

@@ -85,7 +85,7 @@ def reconcile(config_path: Path, loop_s: float | None, dry_run: bool) -> None:  
             quarantined = [
                 t.node
                 for name in assembly.store.managed()
-                if (t := assembly.store.transaction(name)) and t.is_open
+                if (t := assembly.store.transaction(name)) and t.is_open and not t.waits
             ]
         click.echo(report.sentence)
         if loop_s is None:

@@ -162,6 +162,7 @@ class GroupSettings:
     ) = None
     """Instances by profile on each GPU; None: the layout found at enrolment."""
     whole_type: Annotated[str, Rule(lambda text: text and _gres_type(text))] = ""
+    mode_change: Annotated[str, _one_of("never", "resetless", "reset")] = "never"
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,8 @@ class PolicySettings:
     min_wait_s: Seconds = 0.0
     cooldown_s: Seconds = 30.0
     max_nodes_in_transition: Annotated[int, _between(1, 1000)] = 1
+    withhold_s: Seconds = 3600.0
+    fence_wait_s: Seconds = 0.0
     settle_s: Annotated[float, _between(0, 3600)] = 10.0
     fence_deadline_s: Deadline = 60.0
 

@@ -50,6 +50,21 @@ class Timing:
     settle_s: float = 60.0
 
 
+@dataclass(frozen=True)
+class Whole:
+    """What a site says of GPUs with MIG off: their Slurm type, and whether the mode may change."""
+
+    type: str = ""
+    mode_change: str = "never"
+
+    def allows(self, gpu: Gpu) -> bool:
+        """True if the GPU's MIG mode may change. A driver of R535 or older hides the profiles of a
+        GPU with MIG off: such a GPU is enrolled with MIG on, or stays as it is."""
+        if not self.type or not gpu.profiles or self.mode_change == "never":
+            return False
+        return self.mode_change == "reset" or not gpu.mode_needs_reset
+
+
 def refuse_unsupported(site: SiteFiles) -> None:
     """Raises ConfigError for what slurm-mig cannot live beside (each with its reason)."""
     select = (site.value("SelectType") or "select/cons_tres").lower()
@@ -65,7 +80,7 @@ def refuse_unsupported(site: SiteFiles) -> None:
 
 
 def managed_node(
-    site: SiteFiles, name: str, facts: NodeFacts, caps_dir: str, whole_type: str = ""
+    site: SiteFiles, name: str, facts: NodeFacts, caps_dir: str, whole: Whole = Whole()
 ) -> ManagedNode:
     """What the node will be in our care: constant count, slots of what is there, fillers, guard.
 
@@ -76,18 +91,23 @@ def managed_node(
         k: v for k, v in definition.attributes.items() if k.lower() not in ("nodename", "gres")
     }
     lines = site.gres_lines(name)
-    whole = _whole_types(name, facts.gpus, lines, whole_type)
+    switchable = frozenset(g.index for g in facts.gpus if whole.allows(g))
+    types = _whole_types(name, facts.gpus, lines, whole.type)
+    types |= {index: whole.type for index in switchable if index not in types}
     _refuse_unusual(name, facts.gpus)
-    total = sum(gpu.capacity if gpu.mig else 1 for gpu in facts.gpus)
-    devices = [d for gpu in facts.gpus for d in slots.devices_of(gpu, whole.get(gpu.index, ""))]
+    cut = [gpu for gpu in facts.gpus if gpu.mig or gpu.index in switchable]
+    total = sum(gpu.capacity if gpu in cut else 1 for gpu in facts.gpus)
+    devices = [d for gpu in facts.gpus for d in slots.devices_of(gpu, types.get(gpu.index, ""))]
     arranged = slots.with_files(slots.arrange(total, {}, devices), facts.gpus, caps_dir)
-    most = _most(facts.gpus, whole)
+    most = _most(cut, types)
     return ManagedNode(
         name=name,
         attributes=attributes,
         slots=arranged,
         possible=tuple(sorted(most)),
-        whole_types=whole,
+        whole_types=types,
+        switchable=switchable,
+        profiles={gpu.index: gpu.profiles for gpu in facts.gpus if gpu.index in switchable},
         cores=_cores(facts.gpus, lines),
         baseline={g.index: tuple(sorted(g.layout)) for g in facts.gpus if g.mig},
         partitions=tuple(site.partitions_of(name)),
@@ -168,12 +188,11 @@ def _cores(gpus: Sequence[Gpu], lines: Sequence[Any]) -> dict[int, str]:
     return found
 
 
-def _most(gpus: Sequence[Gpu], whole: Mapping[int, str]) -> dict[str, int]:
-    """The most devices of each type that the node can have."""
+def _most(cut: Sequence[Gpu], whole: Mapping[int, str]) -> dict[str, int]:
+    """The most devices of each type that the node can have; `cut` are GPUs that can have MIG on."""
     most: Counter[str] = Counter(whole.values())
-    for gpu in gpus:
-        if gpu.mig:
-            most.update({p.name: p.max_count for p in gpu.profiles})
+    for gpu in cut:
+        most.update({p.name: p.max_count for p in gpu.profiles})
     return dict(most)
 
 

@@ -49,6 +49,8 @@ class Limits:
     register_s: float = 30.0
     release_s: float = 30.0
     caps_dir: str = "/dev/nvidia-caps"
+    fence_wait_s: float = 0.0
+    """How long a fence may wait for running jobs, where the plan asks for one that does."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,12 @@ class Outcome:
     phase: Phase
     seconds: float
     note: str = ""
+    done: str = "reshaped"
 
     @property
     def sentence(self) -> str:
         if self.phase is Phase.RELEASED:
-            return f"{self.node} reshaped in {self.seconds:.2f} s"
+            return f"{self.node} {self.done} in {self.seconds:.2f} s"
         return f"{self.node} {self.phase.value}: {self.note}"
 
 
@@ -121,13 +124,23 @@ class Executor:
             started=self._clock.now(),
             change=change,
             before=node.slots,
+            until=self._clock.now() + self._limits.fence_wait_s if change.behind_fence else 0.0,
         )
         return self._run(transaction)
 
     def repair(self, node: ManagedNode, why: str) -> Outcome:
         """Publish what is there again, where slurmctld and the record no longer agree."""
         log.warning("%s: publishing again: %s", node.name, why)
-        return self.reshape(node, NodeChange(node.name, (), node.slots, ()))
+        return self.reshape(node, NodeChange(node.name, (), node.slots, (), node.withheld))
+
+    def give_up(self, transaction: Transaction, why: str) -> Outcome:
+        """Take down a fence that waits for running jobs."""
+        run = _Run(self, transaction, Situation(fenced=True))
+        try:
+            run.hold()
+        except SlurmMigError as error:
+            return self._finish(transaction, Phase.ABANDONED, str(error))
+        return self._abandon(run, why)
 
     def recover(self, transaction: Transaction) -> Outcome:
         """Finish what an earlier process left open, from what is seen now.
@@ -135,8 +148,9 @@ class Executor:
         The fence may not be there: it was lost with slurmctld, never made, or an administrator
         has lifted it or put his own drain in its place.
         """
-        log.warning("%s: resuming transaction %s (%s)", transaction.node, transaction.id,
-                    transaction.phase.value)  # fmt: skip
+        level = logging.INFO if transaction.waits else logging.WARNING
+        log.log(level, "%s: resuming transaction %s (%s)", transaction.node, transaction.id,
+                transaction.phase.value)  # fmt: skip
         try:
             node = self._cluster.node(transaction.node)
         except GoneError as error:
@@ -169,7 +183,7 @@ class Executor:
                 self._alive(step)
                 run.do(step)
         except (BusyError, ArrangementError) as error:
-            return self._abandon(run, str(error))
+            return self._wait_fenced(run, str(error)) or self._abandon(run, str(error))
         except GoneError as error:
             return self._finish(run.transaction, Phase.ABANDONED, str(error))
         except (GpuError, UnreachableError) as error:
@@ -181,6 +195,17 @@ class Executor:
         note = f"left drained by somebody else: {run.theirs}" if run.theirs else ""
         return self._finish(run.transaction, Phase.RELEASED, note)
 
+    def _wait_fenced(self, run: _Run, why: str) -> Outcome | None:
+        """Leave the fence up for the next cycle, where the plan and the time allow it."""
+        waiting = run.transaction
+        if run.touched or self._clock.now() > waiting.until:
+            return None
+        if not ours(self._cluster.watch(waiting.node), waiting):
+            return None
+        self._store.save_transaction(replace(waiting, note=why))
+        seconds = self._clock.now() - waiting.started
+        return Outcome(waiting.node, Phase.FENCED, seconds, why)
+
     def _abandon(self, run: _Run, why: str) -> Outcome:
         """The change cannot be made now. Publish what is there, and let the node go."""
         log.warning("%s: not reshaped: %s", run.transaction.node, why)
@@ -189,6 +214,7 @@ class Executor:
         try:
             if run.touched:
                 run.look_again()
+                run.keep_withheld()
                 run.seen = Situation(fenced=True, reshaped=True)
                 while (step := next_step(run.seen)) is not Step.DONE:
                     run.do(step)
@@ -208,7 +234,8 @@ class Executor:
     def _finish(self, transaction: Transaction, phase: Phase, note: str = "") -> Outcome:
         now = self._clock.now()
         self._store.save_transaction(replace(transaction, phase=phase, finished=now, note=note))
-        outcome = Outcome(transaction.node, phase, now - transaction.started, note)
+        did = "reshaped" if transaction.change.gpus else "published"
+        outcome = Outcome(transaction.node, phase, now - transaction.started, note, did)
         log.info("%s", outcome.sentence)
         return outcome
 
@@ -340,13 +367,15 @@ class _Run:
             for gpu in gpus
             for d in slots.devices_of(gpu, managed.whole_types.get(gpu.index, ""))
         }
+        kept_back = {(w.gpu, p) for w in self.transaction.change.withheld for p in w.placements}
         busy = {
             i: now.get(d.key, d)
             for i, d in enumerate(before[:total])
             if i in node.busy or (d.key in held and not is_filler(d.type))
         }
         taken = {d.key for d in busy.values()}
-        arranged = slots.arrange(total, busy, (d for k, d in now.items() if k not in taken))
+        free = (d for k, d in now.items() if k not in taken and k not in kept_back)
+        arranged = slots.arrange(total, busy, free)
         return slots.with_files(arranged, gpus, self._x._limits.caps_dir)
 
     def _managed(self) -> ManagedNode:
@@ -370,7 +399,7 @@ class _Run:
         (`slots.bridge_line`).
         """
         node, _ = self._current()
-        managed = replace(self._managed(), slots=self.transaction.slots)
+        managed = self._published()
         bridge = None
         if node.allocations:
             bridge = slots.bridge_line(node.gres, managed.slots, publish.all_types(managed))
@@ -392,6 +421,28 @@ class _Run:
         )
         self._x._store.save_managed(managed)
         self.seen = replace(self.seen, registered=True)
+
+    def _published(self) -> ManagedNode:
+        """The node's record once this transaction's slots are confirmed."""
+        now, change, managed = self._x._clock.now(), self.transaction.change, self._managed()
+        reshaped = {part.gpu: now for part in change.gpus if self.touched}
+        offered = {d.key for d in self.transaction.slots}
+        withheld = []
+        for part in change.withheld:
+            there = frozenset(p for p in part.placements if (part.gpu, p) not in offered)
+            if there:
+                withheld.append(replace(part, placements=there, since=part.since or now))
+        return replace(
+            managed,
+            slots=self.transaction.slots,
+            withheld=tuple(withheld),
+            reshaped={**managed.reshaped, **reshaped},
+        )
+
+    def keep_withheld(self) -> None:
+        """The change is not made: what was withheld before it stays so."""
+        change = replace(self.transaction.change, withheld=self._managed().withheld)
+        self.transaction = replace(self.transaction, change=change)
 
     def _say_the_reason_again(self) -> None:
         """slurmctld put its own words in the reason's place: whose the drain is stays as it was."""
@@ -422,6 +473,7 @@ class _Run:
         node = self._x._cluster.watch(self.name)
         if ours(node, self.transaction):
             self._x._cluster.resume(self.name)
+            self._marks["fenced"] = self._x._clock.now() - self.transaction.started
         elif "DRAIN" in node.states:
             self.theirs = node.reason
         if not self.theirs:
@@ -454,7 +506,7 @@ def _after(gpus: Sequence[Gpu], change: NodeChange) -> list[Gpu]:
         kept = [i for i in gpu.instances if i.placement in part.target]
         new = part.target - {i.placement for i in kept}
         made = [Instance(p, -1, "", 0, ()) for p in sorted(new)]
-        found.append(replace(gpu, instances=(*kept, *made)))
+        found.append(replace(gpu, mig=part.mig, instances=(*kept, *made)))
     return found
 
 

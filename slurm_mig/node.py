@@ -73,6 +73,8 @@ class NodeAgent:
         try:
             for instance in going:
                 self._gpus.destroy(gpu.index, instance.gi)
+            if part.mig != gpu.mig:
+                self._gpus.set_mode(gpu.index, on=part.mig)
             for placement in coming:
                 self._gpus.create(gpu.index, placement)
         except GpuError:
@@ -82,11 +84,15 @@ class NodeAgent:
     def _restore(self, before: Gpu, part: GpuChange) -> None:
         """Back to the layout that was there: what we made goes, what we destroyed returns."""
         now = {g.index: g for g in self._gpus.inventory()}[before.index]
+        if now.mig != before.mig and before.mig:
+            self._gpus.set_mode(now.index, on=True)
         for instance in now.instances:
             if instance.placement in part.created and not instance.pids:
                 self._gpus.destroy(now.index, instance.gi)
         for placement in sorted(before.layout - (now.layout - frozenset(part.created))):
             self._gpus.create(now.index, placement)
+        if now.mig != before.mig and not before.mig:
+            self._gpus.set_mode(now.index, on=False)
 
     def prepare(self, slots: Slots) -> None:
         """Make the device nodes that are missing and write the slot map: all that slurmd and the
@@ -122,6 +128,11 @@ def _going(gpu: Gpu, part: GpuChange) -> list[Instance]:
 
 
 def _refuse_busy(gpu: Gpu, part: GpuChange) -> None:
+    if part.mig != gpu.mig and gpu.pids:
+        raise BusyError(
+            f"GPU {gpu.index}: its MIG mode cannot change while process "
+            f"{', '.join(map(str, gpu.pids))} holds it; nothing was touched"
+        )
     for instance in _going(gpu, part):
         if instance.pids:
             raise BusyError(
@@ -132,6 +143,8 @@ def _refuse_busy(gpu: Gpu, part: GpuChange) -> None:
 
 def _verify(gpu: Gpu, part: GpuChange) -> None:
     """NVML can report success and leave a remnant: look."""
+    if gpu.mig != part.mig:
+        raise GpuError(f"GPU {gpu.index}: MIG is not {'on' if part.mig else 'off'}", code=0)
     whole = {i.placement for i in gpu.instances if i.uuid}
     missing: Iterable[Placement] = part.target - whole
     left = [i.placement for i in gpu.instances if i.placement in part.destroyed]

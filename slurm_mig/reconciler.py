@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from slurm_mig.core import demand, planner, policy, slots
-from slurm_mig.core.model import JobRequest, NodeCondition, NodeView, Plan, SlurmNode
+from slurm_mig.core.model import Gpu, JobRequest, NodeCondition, NodeView, Plan, SlurmNode
 from slurm_mig.core.records import CycleReport, ManagedNode, NodeFacts, Phase, Transaction
 from slurm_mig.errors import SlurmMigError
 from slurm_mig.executor import Executor, Outcome, orphaned
@@ -73,10 +73,13 @@ class Reconciler:
         plan = self.plan(seen)
         managed = self._store.managed()
         outcomes += [self._executor.reshape(managed[c.node], c) for c in plan.changes]
+        now = self._clock.now()
+        unserved = {r.job_id: r.reason for r in plan.refusals} | _failures(outcomes, plan)
         report = CycleReport(
-            time=self._clock.now(),
+            time=now,
             sentence=_sentence(outcomes, plan),
-            refusals={**{r.job_id: r.reason for r in plan.refusals}, **_failures(outcomes, plan)},
+            refusals=unserved,
+            unserved_since={j: self._unserved_since().get(j, now) for j in unserved},
         )
         self._store.save_report(report)
         log.info("%s", report.sentence)
@@ -107,18 +110,34 @@ class Reconciler:
 
     def plan(self, seen: Observation) -> Plan:
         """What the cycle would do with what it sees, after policy."""
-        waiting = demand.waiting(seen.requests)
-        baselines = {name: node.baselines for name, node in self._store.managed().items()}
+        now, since, managed = self._clock.now(), self._unserved_since(), self._store.managed()
+        waiting = [
+            replace(r, patience=self._rules.patience(now - since.get(r.job_id, now)))
+            for r in demand.waiting(seen.requests)
+        ]
+        baselines = {name: node.baselines for name, node in managed.items()}
         wanted = planner.plan(seen.views, waiting, baselines)
-        return policy.review(wanted, waiting, seen.transactions, self._rules, self._clock.now())
+        return policy.review(wanted, waiting, managed, self._rules, now)
+
+    def _unserved_since(self) -> Mapping[int, float]:
+        report = self._store.report()
+        return report.unserved_since if report else {}
 
     def _recover(self) -> list[Outcome]:
         outcomes = []
         for name in self._store.managed():
             transaction = self._store.transaction(name)
             if transaction and transaction.is_open:
-                outcomes.append(self._executor.recover(transaction))
+                outcomes.append(self._go_on(transaction))
         return outcomes
+
+    def _go_on(self, transaction: Transaction) -> Outcome:
+        if transaction.waits:
+            pending = {r.job_id for r in self._cluster.pending()}
+            if not pending.intersection(transaction.change.serves):
+                jobs = ", ".join(map(str, transaction.change.serves))
+                return self._executor.give_up(transaction, f"job {jobs} no longer waits")
+        return self._executor.recover(transaction)
 
     def _check_files(self) -> None:
         """Raises DriftError before anything is changed when our files were edited by hand.
@@ -166,7 +185,23 @@ def _view(
     condition, note = _condition(managed, shown, facts, transaction)
     if not shown.partitions:
         shown = replace(shown, partitions=frozenset(managed.partitions))
-    return NodeView(shown, gpus, managed.slots, condition, note, managed.possible)
+    return NodeView(
+        shown,
+        tuple(_with_profiles(gpu, managed) for gpu in gpus),
+        managed.slots,
+        condition,
+        note,
+        managed.possible,
+        managed.whole_types,
+        managed.switchable,
+        managed.withheld,
+    )
+
+
+def _with_profiles(gpu: Gpu, managed: ManagedNode) -> Gpu:
+    """A GPU whose driver does not tell its profiles while MIG is off (R535 and older)."""
+    known = managed.profiles.get(gpu.index, ())
+    return gpu if gpu.profiles or not known else replace(gpu, profiles=known)
 
 
 def _condition(
@@ -198,6 +233,7 @@ def _drift(managed: ManagedNode, facts: NodeFacts) -> str:
     """Instances that were changed by another hand: the node is left alone and says so."""
     there = {(g.index, i.placement) for g in facts.gpus for i in g.instances}
     published = {(d.gpu, d.placement) for d in managed.slots if d.placement is not None}
+    published |= {(w.gpu, p) for w in managed.withheld for p in w.placements}
     if there != published:
         lost = ", ".join(f"GPU {g} {p}" for g, p in sorted(published - there))
         new = ", ".join(f"GPU {g} {p}" for g, p in sorted(there - published))

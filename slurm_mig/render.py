@@ -113,8 +113,12 @@ def _boxes(gpu: Gpu, owners: Mapping[Any, str]) -> Iterable[tuple[int, str, str]
 
 
 def _owners(view: NodeView) -> dict[tuple[int, Placement | None], str]:
-    """Who has each device: a job by Slurm's word, otherwise a process by NVML's."""
+    """Who has each device: a job by Slurm's word, otherwise a process by NVML's; or for whom it is
+    withheld."""
     found: dict[tuple[int, Placement | None], str] = {}
+    for part in view.withheld:
+        jobs = ", ".join(map(str, part.jobs))
+        found.update({(part.gpu, p): f"for job {jobs}" for p in part.placements})
     for gpu in view.gpus:
         for instance in gpu.instances:
             if instance.pids:
@@ -142,7 +146,7 @@ def status_json(
         ],
         "transitions": [
             {"node": t.node, "id": t.id, "phase": t.phase.value, "note": t.note,
-             "started": t.started} for t in transactions
+             "started": t.started, "waits_until": t.until or None} for t in transactions
         ],
         "last_cycle": {"time": report.time, "sentence": report.sentence} if report else None,
     }  # fmt: skip
@@ -150,6 +154,7 @@ def status_json(
 
 def _node_json(view: NodeView) -> dict[str, Any]:
     owners = _owners(view)
+    kept_back = {(w.gpu, p) for w in view.withheld for p in w.placements}
     index_of = {d.key: n for n, d in enumerate(view.slots) if not is_filler(d.type)}
     return {
         "name": view.name,
@@ -172,6 +177,7 @@ def _node_json(view: NodeView) -> dict[str, Any]:
                         "uuid": i.uuid,
                         "index": index_of.get((gpu.index, i.placement)),
                         "owner": owners.get((gpu.index, i.placement), "free"),
+                        "withheld": (gpu.index, i.placement) in kept_back,
                     }
                     for i in gpu.instances
                 ],
@@ -196,18 +202,38 @@ def plan_text(plan: Plan, views: Sequence[NodeView]) -> str:
 
 
 def _change_lines(change: NodeChange, view: NodeView) -> list[str]:
-    jobs = ", ".join(map(str, change.serves))
-    lines = [f"{change.node}: for job {jobs}"]
+    lines = [f"{change.node}: {_purpose(change)}"]
     for part in change.gpus:
-        lines.append(f"  gpu{part.gpu}")
+        mode = "" if part.mig == _mig(view, part.gpu) else f": MIG {'on' if part.mig else 'off'}"
+        lines.append(f"  gpu{part.gpu}{mode}")
         lines += [f"    - {p}" for p in part.destroyed]
         lines += [f"    + {p}" for p in part.created]
         if part.kept:
             lines.append(f"      kept: {counts(part.kept)}")
+    for held in change.withheld:
+        lines.append(f"  gpu{held.gpu} withheld: {counts(held.placements)}")
+    if change.behind_fence:
+        return lines
     before = slots.tally(view.slots[:-1])
     lines.append(f"  - Gres {_gres(before)}")
     lines.append(f"  + Gres {_gres(slots.tally(change.slots))}")
     return lines
+
+
+def _purpose(change: NodeChange) -> str:
+    jobs = ", ".join(map(str, change.serves))
+    if change.behind_fence:
+        return f"fenced until job {jobs} can be served"
+    if jobs:
+        return f"for job {jobs}"
+    waiting = sorted({job for held in change.withheld for job in held.jobs})
+    if waiting:
+        return f"kept for job {', '.join(map(str, waiting))}"
+    return "what was withheld is offered again"
+
+
+def _mig(view: NodeView, index: int) -> bool:
+    return next(gpu.mig for gpu in view.gpus if gpu.index == index)
 
 
 def _gres(tally: Mapping[str, int]) -> str:
@@ -222,11 +248,21 @@ def plan_json(plan: Plan, views: Sequence[NodeView]) -> dict[str, Any]:
             {
                 "node": change.node,
                 "serves": list(change.serves),
+                "behind_fence": change.behind_fence,
+                "withheld": [
+                    {
+                        "gpu": w.gpu,
+                        "placements": sorted(map(str, w.placements)),
+                        "jobs": list(w.jobs),
+                    }
+                    for w in change.withheld
+                ],
                 "gres_before": before[change.node],
                 "gres_after": slots.tally(change.slots),
                 "gpus": [
                     {
                         "gpu": part.gpu,
+                        "mig": part.mig,
                         "kept": [str(p) for p in part.kept],
                         "destroyed": [str(p) for p in part.destroyed],
                         "created": [str(p) for p in part.created],

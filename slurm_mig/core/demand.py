@@ -13,10 +13,12 @@ from collections.abc import Iterable, Mapping
 from slurm_mig.core.model import JobRequest
 
 WAITS_FOR_RESOURCES = frozenset(
-    {"Resources", "Priority", "ReqNodeNotAvail", "NodeDown", "Reserved"}
+    {"Resources", "Priority", "ReqNodeNotAvail", "NodeDown", "Reserved", "Nodes"}
 )
 """Slurm's reasons (source: `job_state_reason_string`) under which new capacity starts a job.
-`ReqNodeNotAvail` and `NodeDown` are what jobs get that only a catalog node could take."""
+`ReqNodeNotAvail` and `NodeDown` are what jobs get that only a catalog node could take; `Nodes` is
+the first word of "Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority
+partitions", which a fence causes."""
 
 NOT_LOOKED_AT = "None"
 """Slurm's scheduler has not come to the job yet, or is at it: it clears the reason first, also that

@@ -262,6 +262,16 @@ class NodeView:
         return self.slurm.busy | self.held
 
 
+class Patience(Enum):
+    """How a node may be kept for a waiting job that running jobs are in the way of."""
+
+    NONE = "none"
+    WITHHOLD = "withhold"
+    """Idle instances in its way are published as fillers."""
+    FENCE = "fence"
+    """The node may stay in DRAIN until they have ended."""
+
+
 @dataclass(frozen=True, slots=True)
 class JobRequest:
     """A pending job, as far as planning needs it. Counts are per node."""
@@ -284,6 +294,7 @@ class JobRequest:
     """Array tasks that wait: each is a job of its own."""
     submit_time: int = 0
     reason: str = ""
+    patience: Patience = Patience.WITHHOLD
 
     @property
     def label(self) -> str:
@@ -320,6 +331,8 @@ class NodeChange:
     withheld: tuple[Withholding, ...] = ()
     """What is published as fillers afterwards; what was withheld before and is not in here is
     offered again."""
+    behind_fence: bool = False
+    """Running jobs are in the way: the node is fenced until they have ended."""
 
     @property
     def blocking(self) -> frozenset[Place]:

@@ -1,114 +1,34 @@
 """From demand to target layouts: the first planner, greedy in Slurm's own order.
 
 For each waiting job, highest priority first: can it start on what is there? Else, on which node
-does the fewest idle instances' sacrifice let it start, with every busy device at its index? What a
-higher job was promised is not taken by a lower one. Pure: the same views give the same plan.
+does the fewest idle instances' sacrifice let it start, with every busy device at its index? Else,
+where will room be first, and what idle is to be withheld there until then? What a higher job was
+promised is not taken by a lower one. Pure: the same views give the same plan.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
-from slurm_mig.core import geometry, slots
+from slurm_mig.core import geometry, withhold
+from slurm_mig.core.draft import NodeDraft, not_now
 from slurm_mig.core.model import (
-    Device,
     Gpu,
     GpuChange,
     JobRequest,
     Layout,
     NodeChange,
-    NodeCondition,
     NodeView,
+    Patience,
     Place,
     Placement,
     Plan,
     Refusal,
+    Withholding,
     is_filler,
 )
 from slurm_mig.errors import ArrangementError
-
-
-@dataclass
-class _NodeDraft:
-    """What the plan has promised on one node so far.
-
-    Invariant: `claimed` and the busy places are never destroyed, and `arranged()` succeeds.
-    """
-
-    view: NodeView
-    baseline: Mapping[int, Layout]
-    cpus: int
-    memory_mib: int
-    claimed: set[Place] = field(default_factory=set)
-    created: set[tuple[int, Placement]] = field(default_factory=set)
-    destroyed: set[tuple[int, Placement]] = field(default_factory=set)
-    serves: list[int] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, view: NodeView, baseline: Mapping[int, Layout]) -> _NodeDraft:
-        free_mib = view.slurm.memory_mib - view.slurm.memory_alloc_mib
-        return cls(view, baseline, view.slurm.cpus - view.slurm.cpus_alloc, free_mib)
-
-    def copy(self) -> _NodeDraft:
-        return _NodeDraft(
-            self.view,
-            self.baseline,
-            self.cpus,
-            self.memory_mib,
-            set(self.claimed),
-            set(self.created),
-            set(self.destroyed),
-            list(self.serves),
-        )
-
-    @property
-    def busy_places(self) -> frozenset[Place]:
-        return frozenset(self.view.slots[i].key for i in self.view.busy if i < len(self.view.slots))
-
-    def free(self, gres_type: str) -> list[Place]:
-        """Idle, unclaimed devices of a type: what is there, then what the plan creates."""
-        taken = self.busy_places | self.claimed
-        now = [
-            d.key
-            for d in self.view.slots
-            if d.type == gres_type and d.key not in taken and d.key not in self.destroyed
-        ]
-        soon = [
-            (g, p)
-            for g, p in sorted(self.created)
-            if p.profile == gres_type and (g, p) not in taken
-        ]
-        return [*now, *soon]
-
-    def target(self, gpu: Gpu) -> Layout:
-        gone = {p for g, p in self.destroyed if g == gpu.index}
-        new = {p for g, p in self.created if g == gpu.index}
-        return frozenset((gpu.layout - gone) | new)
-
-    def fixed(self, gpu: Gpu) -> Layout:
-        """Placements of the GPU that nothing may destroy."""
-        keep = self.busy_places | self.claimed
-        return frozenset(p for p in self.target(gpu) if (gpu.index, p) in keep)
-
-    def arranged(self) -> tuple[Device, ...]:
-        """The node's slots after the change, guard left out. Raises ArrangementError."""
-        total = len(self.view.slots) - 1
-        busy = {i: self.view.slots[i] for i in self.view.busy if i < total}
-        return slots.arrange(total, busy, self._free_devices({d.key for d in busy.values()}))
-
-    def _free_devices(self, busy: set[Place]) -> Iterator[Device]:
-        for gpu in self.view.gpus:
-            if not gpu.mig:
-                yield from (
-                    d
-                    for d in self.view.slots
-                    if not is_filler(d.type) and d.gpu == gpu.index and d.key not in busy
-                )
-            for placement in sorted(self.target(gpu)) if gpu.mig else ():
-                if (gpu.index, placement) not in busy:
-                    yield slots.planned_device(gpu.index, placement)
 
 
 def plan(
@@ -121,86 +41,51 @@ def plan(
     `requests` are in the order in which Slurm would start them (`demand.waiting`); `baselines`
     gives, per node and GPU index, the layout whose placements fill room that no job asked for.
     """
-    drafts = {v.name: _NodeDraft.of(v, (baselines or {}).get(v.name, {})) for v in views}
+    drafts = {v.name: NodeDraft.of(v, (baselines or {}).get(v.name, {})) for v in views}
     startable: list[int] = []
     refusals: list[Refusal] = []
+    fences: dict[str, NodeChange] = {}
     for request in requests:
         limit = sum(len(v.slots) for v in views)
         for _ in range(min(request.tasks, limit)):
             if _start_as_is(drafts, request):
                 startable.append(request.job_id)
             elif (reason := _reshape_for(drafts, request)) is not None:
-                refusals.append(Refusal(request.job_id, reason, request.label))
+                waits = _wait_for(drafts, request, fences)
+                refusals.append(
+                    Refusal(request.job_id, "; ".join(filter(None, (reason, waits))), request.label)
+                )
                 break
-    changes = [change for draft in drafts.values() if (change := _change(draft))]
+    changes = [
+        change for name, draft in drafts.items() if (change := fences.get(name) or _change(draft))
+    ]
     return Plan(tuple(changes), tuple(refusals), tuple(dict.fromkeys(startable)))
 
 
-def _start_as_is(drafts: dict[str, _NodeDraft], request: JobRequest) -> bool:
+def _start_as_is(drafts: dict[str, NodeDraft], request: JobRequest) -> bool:
     """Claim what is free now, or already promised, if the job fits on it."""
     chosen: list[str] = []
     for name, draft in drafts.items():
         if len(chosen) == request.nodes:
             break
-        if not _mismatch(draft, request) and not _missing(draft, request):
+        if not not_now(draft, request) and not draft.missing(request):
             chosen.append(name)
     if len(chosen) < request.nodes:
         return False
     for name in chosen:
-        _claim(drafts[name], request)
+        drafts[name].claim(request)
     return True
 
 
-def _missing(draft: _NodeDraft, request: JobRequest) -> dict[str, int]:
-    wanted = {t: n - len(draft.free(t)) for t, n in request.gpus.items()}
-    return {t: n for t, n in wanted.items() if n > 0}
-
-
-def _claim(draft: _NodeDraft, request: JobRequest) -> None:
-    promised = False
-    for gres_type, count in request.gpus.items():
-        places = draft.free(gres_type)[:count]
-        draft.claimed.update(places)
-        promised = promised or any(place in draft.created for place in places)
-    draft.cpus -= request.cpus
-    draft.memory_mib -= request.memory_mib
-    if promised:
-        draft.serves.append(request.job_id)
-
-
-def _mismatch(draft: _NodeDraft, request: JobRequest) -> str:
-    """Why the job can never or not now run on the node, apart from its gpus; empty if it can."""
-    node = draft.view.slurm
-    if request.partition not in node.partitions:
-        return f"{node.name} is not in partition {request.partition}"
-    if request.required_nodes and node.name not in request.required_nodes:
-        return f"the job asks for other nodes than {node.name}"
-    if node.name in request.excluded_nodes:
-        return f"the job excludes {node.name}"
-    if request.features and not any(wanted <= node.features for wanted in request.features):
-        wanted = " or ".join("&".join(sorted(f)) for f in request.features)
-        return f"{node.name} lacks the job's constraint {wanted}"
-    if draft.view.condition is not NodeCondition.USABLE:
-        return f"{node.name}: {draft.view.note or draft.view.condition.value}"
-    if request.cpus > draft.cpus:
-        return f"{node.name} has {max(draft.cpus, 0)} CPUs free, the job needs {request.cpus}"
-    if request.memory_mib > draft.memory_mib:
-        return (
-            f"{node.name} has {max(draft.memory_mib, 0)} MiB of memory free, "
-            f"the job needs {request.memory_mib}"
-        )
-    return ""
-
-
-def _reshape_for(drafts: dict[str, _NodeDraft], request: JobRequest) -> str | None:
+def _reshape_for(drafts: dict[str, NodeDraft], request: JobRequest) -> str | None:
     """Promise a reshape that lets the job start; otherwise the reason why not."""
     impossible = _impossible(drafts.values(), request)
     if impossible:
         return impossible
     reasons: list[str] = []
-    options: list[tuple[int, str, _NodeDraft]] = []
+    options: list[tuple[int, str, NodeDraft]] = []
     for name, draft in drafts.items():
-        if reason := _mismatch(draft, request):
+        if reason := not_now(draft, request):
             reasons.append(reason)
             continue
         try:
@@ -212,16 +97,19 @@ def _reshape_for(drafts: dict[str, _NodeDraft], request: JobRequest) -> str | No
     if len(options) < request.nodes:
         return "; ".join(dict.fromkeys(reasons)) or "too few nodes"
     for _, name, changed in sorted(options, key=lambda o: o[:2])[: request.nodes]:
-        _claim(changed, request)
+        changed.claim(request)
         drafts[name] = changed
     return None
 
 
-def _impossible(drafts: Iterable[_NodeDraft], request: JobRequest) -> str:
+def _impossible(drafts: Iterable[NodeDraft], request: JobRequest) -> str:
     """Says so when no GPU of the job's partition can ever have what it asks for."""
     reachable = [d for d in drafts if request.partition in d.view.slurm.partitions]
     for gres_type in request.gpus:
-        known = {p.name for d in reachable for g in d.view.gpus for p in g.profiles if g.mig}
+        known = {
+            p.name for d in reachable for g in d.view.gpus for p in g.profiles if d.may_be_cut(g)
+        }
+        known |= {t for d in reachable for t in d.view.whole_types.values()}
         known |= {t for d in reachable for t in d.view.possible}
         known |= {d.type for r in reachable for d in r.view.slots if not is_filler(d.type)}
         if gres_type not in known:
@@ -232,58 +120,116 @@ def _impossible(drafts: Iterable[_NodeDraft], request: JobRequest) -> str:
     return ""
 
 
-def _reshaped(draft: _NodeDraft, request: JobRequest) -> _NodeDraft:
+def _wait_for(
+    drafts: dict[str, NodeDraft], request: JobRequest, fences: dict[str, NodeChange]
+) -> str:
+    """Withhold what is idle, or wait behind a fence, where the job can run first; why it waits."""
+    if request.patience is Patience.NONE:
+        return ""
+    goals = withhold.goals(drafts, request)
+    if len(goals) < request.nodes:
+        return ""
+    chosen = goals[: request.nodes]
+    for goal in chosen:
+        if request.patience is Patience.FENCE:
+            if goal.draft.untouched:
+                fences[goal.node] = withhold.fence(goal, request)
+        else:
+            drafts[goal.node] = goal.draft
+    return "; ".join(goal.sentence for goal in chosen)
+
+
+def _reshaped(draft: NodeDraft, request: JobRequest) -> NodeDraft:
     """A copy of the draft in which the missing instances exist.
 
     Raises ArrangementError when something busy or a hull is in the way.
     """
     changed = draft.copy()
-    for gres_type, missing in _missing(draft, request).items():
+    for gres_type, missing in draft.missing(request).items():
         for _ in range(missing):
             _add_one(changed, gres_type, request.gpus.get(gres_type, 0))
     return changed
 
 
-def _add_one(draft: _NodeDraft, gres_type: str, wanted: int) -> None:
-    """Create one instance where it costs least. Raises ArrangementError.
+def _add_one(draft: NodeDraft, gres_type: str, wanted: int) -> None:
+    """Create one device where it costs least. Raises ArrangementError.
 
     The devices that the job will take besides are kept: they are the first free ones.
     """
     protected = set(draft.free(gres_type)[:wanted])
+    ways = [*_ways(draft, gres_type, protected), *_whole_ways(draft, gres_type)]
     hindrance: ArrangementError | None = None
-    for _, gpu, added in sorted(_ways(draft, gres_type, protected), key=lambda way: way[0]):
+    for _, gpu, added in sorted(ways, key=lambda way: way[0]):
         trial = draft.copy()
-        target = trial.target(gpu)
-        keep = {p for p in target if geometry.fits(gpu, (p, *added))}
-        gone = _least_sacrifice(gpu, target, added, keep, trial, protected)
-        trial.created -= {(gpu.index, p) for p in gone}
-        trial.destroyed |= {(gpu.index, p) for p in gone if p in gpu.layout}
-        trial.created |= {(gpu.index, p) for p in added if p not in gpu.layout}
-        trial.destroyed -= {(gpu.index, p) for p in added}
+        if added:
+            _cut(trial, gpu, added, protected)
+        else:
+            _make_whole(trial, gpu)
         try:
             trial.arranged()
         except ArrangementError as error:
             hindrance = hindrance or error
             continue
-        draft.created, draft.destroyed = trial.created, trial.destroyed
+        draft.take(trial)
         return
     raise hindrance or ArrangementError(_in_the_way(draft, gres_type))
 
 
 def _ways(
-    draft: _NodeDraft, gres_type: str, protected: set[Place]
+    draft: NodeDraft, gres_type: str, protected: set[Place]
 ) -> Iterator[tuple[tuple[int, int, int], Gpu, Layout]]:
+    """Placements for one more instance, the cheapest first. A mode change comes after all else."""
     for gpu in draft.view.gpus:
-        if not gpu.mig:
+        switch = not draft.mig(gpu)
+        if switch and not draft.may_switch(gpu):
             continue
         fixed = draft.fixed(gpu) | {p for g, p in protected if g == gpu.index and p is not None}
+        offered = draft.target(gpu) - {p for g, p in draft.withheld if g == gpu.index}
         for added in geometry.ways_to_add(gpu, fixed, {gres_type: 1}):
-            if added <= draft.target(gpu):
+            if added <= offered:
                 continue
-            lost = sum(p.overlaps(a) for p in draft.target(gpu) for a in added)
+            lost = sum(p.overlaps(a) for p in offered for a in added)
             start = min(p.start for p in added)
             # GPUs to keep stand at low indexes, GPUs to give up at high ones: from the end.
-            yield (lost, -gpu.index, start), gpu, added
+            yield (lost + switch * SWITCH_COST, -gpu.index, start), gpu, added
+
+
+SWITCH_COST = 8
+"""A change of the MIG mode weighs as much as a GPU full of instances, and one more."""
+
+
+def _whole_ways(
+    draft: NodeDraft, gres_type: str
+) -> Iterator[tuple[tuple[int, int, int], Gpu, Layout]]:
+    """GPUs that could become whole ones of this type."""
+    for gpu in draft.view.gpus:
+        if (
+            draft.mig(gpu)
+            and draft.view.whole_types.get(gpu.index) == gres_type
+            and draft.may_switch(gpu)
+        ):
+            yield (SWITCH_COST + len(draft.target(gpu)), -gpu.index, 0), gpu, frozenset()
+
+
+def _cut(draft: NodeDraft, gpu: Gpu, added: Layout, protected: set[Place]) -> None:
+    """The GPU gets these placements; what is idle and in the way goes."""
+    target = draft.target(gpu)
+    keep = {p for p in target - added if geometry.fits(gpu, (p, *added))}
+    gone = _least_sacrifice(gpu, target - added, added, keep, draft, protected)
+    draft.created -= {(gpu.index, p) for p in gone}
+    draft.destroyed |= {(gpu.index, p) for p in gone if p in gpu.layout}
+    draft.created |= {(gpu.index, p) for p in added if p not in gpu.layout}
+    draft.destroyed -= {(gpu.index, p) for p in added}
+    draft.withheld -= {(gpu.index, p) for p in added | gone}
+    draft.set_mode(gpu, mig=True)
+
+
+def _make_whole(draft: NodeDraft, gpu: Gpu) -> None:
+    """The GPU, all of it idle, becomes one device."""
+    draft.created -= {(gpu.index, p) for p in draft.target(gpu)}
+    draft.destroyed |= {(gpu.index, p) for p in gpu.layout}
+    draft.withheld -= {(gpu.index, p) for p in gpu.layout}
+    draft.set_mode(gpu, mig=False)
 
 
 def _least_sacrifice(
@@ -291,21 +237,22 @@ def _least_sacrifice(
     target: Layout,
     added: Layout,
     keep: set[Placement],
-    draft: _NodeDraft,
+    draft: NodeDraft,
     protected: set[Place],
 ) -> set[Placement]:
     """Which idle placements go: those that overlap, then what exceeds the compute slices."""
     fixed = draft.fixed(gpu) | {p for p in target if (gpu.index, p) in protected}
-    staying = list(fixed)
+    staying = list(fixed - added)
     for placement in sorted(keep - fixed, key=lambda p: (p.size, p.start)):
         if geometry.fits(gpu, (*staying, placement, *added)):
             staying.append(placement)
     return set(target) - set(staying)
 
 
-def _in_the_way(draft: _NodeDraft, gres_type: str) -> str:
+def _in_the_way(draft: NodeDraft, gres_type: str) -> str:
     """Names the jobs or processes that hold every place for the type on the node."""
-    able = {g.index for g in draft.view.gpus if g.mig and g.profile(gres_type)}
+    able = {g.index for g in draft.view.gpus if draft.mig(g) and g.profile(gres_type)}
+    able |= {g for g, kind in draft.view.whole_types.items() if kind == gres_type}
     if not able:
         return f"no GPU can be cut into {gres_type}"
     holders = Counter(
@@ -323,10 +270,31 @@ def _in_the_way(draft: _NodeDraft, gres_type: str) -> str:
     return f"no room for {gres_type}: in use by {others or 'waiting jobs of higher priority'}"
 
 
-def _change(draft: _NodeDraft) -> NodeChange | None:
-    """The node's change with leftover room filled from its baseline, or None."""
-    if not draft.created and not draft.destroyed:
+def _change(draft: NodeDraft) -> NodeChange | None:
+    """The node's change with leftover room filled from its baseline, or None.
+
+    What was withheld for a job that needs it no longer is offered again.
+    """
+    wanted = draft.copy()
+    wanted.withheld = {(g, p) for g, p in draft.promised if (g, p) not in draft.destroyed}
+    if wanted.untouched:
         return None
+    for attempt in (_filled(wanted), wanted, draft):
+        try:
+            arranged = attempt.arranged()
+        except ArrangementError:
+            continue
+        return NodeChange(
+            draft.view.name,
+            tuple(_gpu_changes(attempt)),
+            arranged,
+            tuple(dict.fromkeys(attempt.serves)),
+            tuple(_withholdings(attempt)),
+        )
+    return None
+
+
+def _filled(draft: NodeDraft) -> NodeDraft:
     filled = draft.copy()
     for gpu in draft.view.gpus:
         if any(g == gpu.index for g, _ in draft.created):
@@ -334,18 +302,30 @@ def _change(draft: _NodeDraft) -> NodeChange | None:
             new = geometry.fill(gpu, filled.target(gpu), wanted)
             filled.created |= {(gpu.index, p) for p in new if p not in gpu.layout}
             filled.destroyed -= {(gpu.index, p) for p in new}
-    try:
-        arranged = filled.arranged()
-    except ArrangementError:
-        filled, arranged = draft, draft.arranged()
-    gpus = tuple(
-        GpuChange(
-            gpu.index,
-            tuple(sorted(gpu.layout & filled.target(gpu))),
-            tuple(sorted(gpu.layout - filled.target(gpu))),
-            tuple(sorted(filled.target(gpu) - gpu.layout)),
-        )
-        for gpu in draft.view.gpus
-        if gpu.mig and filled.target(gpu) != gpu.layout
-    )
-    return NodeChange(draft.view.name, gpus, arranged, tuple(dict.fromkeys(filled.serves)))
+    return filled
+
+
+def _gpu_changes(draft: NodeDraft) -> Iterator[GpuChange]:
+    for gpu in draft.view.gpus:
+        target = draft.target(gpu)
+        if target != gpu.layout or draft.mig(gpu) != gpu.mig:
+            yield GpuChange(
+                gpu.index,
+                tuple(sorted(gpu.layout & target)),
+                tuple(sorted(gpu.layout - target)),
+                tuple(sorted(target - gpu.layout)),
+                draft.mig(gpu),
+            )
+
+
+def _withholdings(draft: NodeDraft) -> Iterator[Withholding]:
+    """What stays withheld, by GPU, with those for whom it is."""
+    for gpu in draft.view.gpus:
+        here = frozenset(p for g, p in draft.withheld if g == gpu.index)
+        if here:
+            known = [w for w in (*draft.goals, *draft.view.withheld) if w.gpu == gpu.index]
+            jobs = tuple(
+                dict.fromkeys(j for w in draft.goals if w.gpu == gpu.index for j in w.jobs)
+            )
+            since = min((w.since for w in known if w.since), default=0.0)
+            yield Withholding(gpu.index, here, jobs or known[0].jobs, since)

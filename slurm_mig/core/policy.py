@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from slurm_mig.core.model import JobRequest, NodeChange, Plan, Refusal
-from slurm_mig.core.records import Transaction
+from slurm_mig.core.model import JobRequest, NodeChange, Patience, Plan, Refusal
+from slurm_mig.core.records import ManagedNode
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,30 @@ class Policy:
     min_wait_s: float = 0.0
     """How long a job must have waited before a node is reshaped for it."""
     cooldown_s: float = 0.0
-    """How long a node is left alone after a reshape."""
+    """How long a GPU is left alone after a reshape."""
     max_nodes_in_transition: int = 1
+    withhold_s: float = 0.0
+    """How long idle instances may be withheld for a job that running jobs are in the way of."""
+    fence_wait_s: float = 0.0
+    """How long a node may then stay fenced for it."""
+
+    def patience(self, unserved_s: float) -> Patience:
+        """What may be done for a job that could not be served for this long.
+
+        Instances are withheld; if others took every slot that became free all the while, the node
+        is fenced; then, lest one job keep a node for ever, nothing is done for as long again.
+        """
+        period = 2 * (self.withhold_s + self.fence_wait_s)
+        at = unserved_s % period if period else 0.0
+        if at < self.withhold_s:
+            return Patience.WITHHOLD
+        return Patience.FENCE if at < self.withhold_s + self.fence_wait_s else Patience.NONE
 
 
 def review(
     plan: Plan,
     requests: Sequence[JobRequest],
-    last: Mapping[str, Transaction],
+    managed: Mapping[str, ManagedNode],
     policy: Policy,
     now: float,
 ) -> Plan:
@@ -36,26 +52,36 @@ def review(
     allowed: list[NodeChange] = []
     refused: list[Refusal] = []
     for change in plan.changes:
-        reason = _objection(change, waited, last.get(change.node), policy, now)
+        reason = _objection(change, waited, managed.get(change.node), policy, now)
         if not reason and len(allowed) >= policy.max_nodes_in_transition:
             reason = f"{policy.max_nodes_in_transition} node(s) in transition at once: next cycle"
         if reason:
-            refused.extend(Refusal(j, reason, labels.get(j, "")) for j in change.serves)
+            refused.extend(Refusal(j, reason, labels.get(j, "")) for j in _for_whom(change))
         else:
             allowed.append(change)
     return replace(plan, changes=tuple(allowed), refusals=(*plan.refusals, *refused))
 
 
+def _for_whom(change: NodeChange) -> list[int]:
+    """The jobs that a change serves, or withholds instances for."""
+    kept = [job for w in change.withheld for job in w.jobs]
+    return list(dict.fromkeys((*change.serves, *kept)))
+
+
 def _objection(
     change: NodeChange,
     waited: Mapping[int, float],
-    last: Transaction | None,
+    node: ManagedNode | None,
     policy: Policy,
     now: float,
 ) -> str:
-    if last is not None and now - last.finished < policy.cooldown_s:
-        left = policy.cooldown_s - (now - last.finished)
+    reshaped = node.reshaped if node else {}
+    last = max((reshaped.get(part.gpu, 0.0) for part in change.gpus), default=0.0)
+    if now - last < policy.cooldown_s:
+        left = policy.cooldown_s - (now - last)
         return f"{change.node} was reshaped lately: cool-down for {left:.0f} s more"
-    if all(waited.get(job, 0.0) < policy.min_wait_s for job in change.serves):
+    jobs = _for_whom(change)
+    # A change for nobody offers again what was withheld.
+    if jobs and all(waited.get(job, 0.0) < policy.min_wait_s for job in jobs):
         return f"waits less than min_wait_s ({policy.min_wait_s:g} s) so far"
     return ""

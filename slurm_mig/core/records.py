@@ -40,6 +40,8 @@ class ManagedNode:
     """Profiles of each switchable GPU: older drivers do not tell them while MIG is off."""
     withheld: tuple[Withholding, ...] = ()
     """What is there but published as fillers."""
+    reshaped: Mapping[int, float] = field(default_factory=dict)
+    """When each GPU was last reshaped, in seconds since the epoch."""
     cores: Mapping[int, str] = field(default_factory=dict)
     """`Cores=` of each GPU, where the site's gres.conf gave it."""
     baseline: Mapping[int, tuple[Placement, ...]] = field(default_factory=dict)
@@ -90,11 +92,18 @@ class Transaction:
     finished: float = 0.0
     note: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """Time spent by phase."""
+    """Time spent by step; `fenced`: from the drain to the resume."""
+    until: float = 0.0
+    """How long the fence may wait for running jobs, in seconds since the epoch; 0: not at all."""
 
     @property
     def is_open(self) -> bool:
         return self.phase in OPEN
+
+    @property
+    def waits(self) -> bool:
+        """Fenced for as long as running jobs are in the way; nothing was changed yet."""
+        return self.phase is Phase.FENCED and self.until > 0
 
 
 @dataclass(frozen=True)
@@ -118,3 +127,5 @@ class CycleReport:
     sentence: str
     refusals: Mapping[int, str] = field(default_factory=dict)
     """Why each waiting job is not served, by job id."""
+    unserved_since: Mapping[int, float] = field(default_factory=dict)
+    """When each of them was first seen waiting so, in seconds since the epoch."""

@@ -37,7 +37,7 @@ class Jobs:
         self.cluster = cluster
         self.dice = dice
         self.asked: dict[int, str] = {}
-        self.kinds: tuple[Callable[[str], None], ...] = (
+        self.kinds: tuple[Callable[[str], object], ...] = (
             self.plain, self.plain, self.several, self.array, self.wide, self.suspended,
         )  # fmt: skip
 

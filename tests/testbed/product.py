@@ -59,6 +59,17 @@ class ManagedCluster(Cluster):
         """Take every node into care."""
         self.slurm_mig("enrol", *[node.name for node in self.nodes])
 
+    def register(self, node: str) -> None:
+        """Have a node's slurmd register, and wait until slurmctld counts it as responding: before,
+        a step that a running job launches can hang for minutes."""
+        before = self.node(node)["SlurmdStartTime"]
+        self.sh("sleep 1")  # its start time, which tells, has a resolution of one second
+        self.sh(f"kill -HUP {self.pid('slurmd', node)}")
+        self.wait_for(
+            lambda: "NOT_RESPONDING" not in (shown := self.node(node))["State"]
+            and shown["SlurmdStartTime"] != before,
+            30, f"{node} to register")  # fmt: skip
+
     def configure(self, text: str) -> None:
         self.write(f"{ETC}/slurm-mig.yaml", text)
 

@@ -92,8 +92,8 @@ def test_several_nodes_are_all_reshaped_or_none() -> None:
 def test_cpus_memory_and_constraints_are_respected() -> None:
     view = node([gpu(A100, 0, *ones())])
     for change, reason in (
-        ({"cpus": 64}, "CPUs free"),
-        ({"memory_mib": 10**6}, "MiB of memory free"),
+        ({"cpus": 64}, "has 32 CPUs, the job needs 64"),
+        ({"memory_mib": 10**6}, "has 64000 MiB of memory, the job needs 1000000"),
         ({"features": (frozenset({"nvme"}),)}, "lacks the job's constraint nvme"),
         ({"excluded_nodes": frozenset({"n1"})}, "excludes n1"),
         ({"required_nodes": frozenset({"n2"})}, "asks for other nodes"),

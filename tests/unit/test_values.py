@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from slurm_mig import render
 from slurm_mig.core import planner, policy, publish, slotmap, submit
 from slurm_mig.core.codec import decode, encode
+from slurm_mig.core.model import Patience
 from slurm_mig.core.records import ManagedNode, NodeFacts, Phase, Transaction
 from slurm_mig.core.transitions import Situation, Step, next_step
 from slurm_mig.errors import ConfigError
@@ -101,8 +103,8 @@ def test_policy_refuses_with_a_reason() -> None:
     view = node([gpu(A100, 0, *ones())])
     waiting = [job(1, {"3g.20gb": 1}, submit_time=90)]
     plan = planner.plan([view], waiting)
-    last = Transaction(**{**vars(transaction()), "phase": Phase.RELEASED, "finished": 95.0})
-    cold = policy.review(plan, waiting, {"n1": last}, policy.Policy(cooldown_s=30), 100.0)
+    record = replace(managed(), reshaped={0: 95.0})
+    cold = policy.review(plan, waiting, {"n1": record}, policy.Policy(cooldown_s=30), 100.0)
     assert cold.refusals[0].reason == "n1 was reshaped lately: cool-down for 25 s more"
     early = policy.review(plan, waiting, {}, policy.Policy(min_wait_s=60), 100.0)
     assert "waits less than min_wait_s (60 s)" in early.refusals[0].reason
@@ -120,7 +122,9 @@ def test_the_map_is_to_scale() -> None:
 
 def test_the_plan_reads_like_a_diff() -> None:
     view = node([gpu(A100, 0, *ones())], {7: [0]})
-    plan = planner.plan([view], [job(1, {"3g.20gb": 1}), job(2, {"7g.40gb": 1})])
+    plan = planner.plan(
+        [view], [job(1, {"3g.20gb": 1}), job(2, {"7g.40gb": 1}, patience=Patience.NONE)]
+    )
     assert render.plan_text(plan, [view]) == (
         "n1: for job 1\n"
         "  gpu0\n"

@@ -1,0 +1,201 @@
+"""Waiting for running jobs without a fence: which idle instances to withhold, and where.
+
+A job that nothing can be cut for now is given a goal: the placements that will be free first. What
+is idle there is withheld (published as fillers), so that no other job takes it meanwhile; as the
+running jobs end, the next cycles withhold the rest, and then the GPU is cut. Never takes anything
+from a running job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from slurm_mig.core import geometry
+from slurm_mig.core.draft import NodeDraft, never
+from slurm_mig.core.model import (
+    Allocation,
+    Gpu,
+    GpuChange,
+    JobRequest,
+    Layout,
+    NodeChange,
+    Patience,
+    Placement,
+    Withholding,
+)
+from slurm_mig.errors import ArrangementError
+
+NO_END = 1 << 40
+"""Stands for the end of a job without a time limit."""
+
+
+@dataclass
+class Goal:
+    """What one node would do for a job, with the draft in which it does."""
+
+    node: str
+    draft: NodeDraft
+    parts: list[_Part] = field(default_factory=list)
+
+    @property
+    def sentence(self) -> str:
+        """Why the job waits, for people."""
+        jobs = sorted({a.job_id for part in self.parts for a in part.blocking.values()})
+        gpus = sorted({part.gpu.index for part in self.parts})
+        here = f"GPU {', '.join(map(str, gpus))} of {self.node}"
+        if not jobs and not any(part.claimed for part in self.parts):
+            return f"{here} is kept for it until running jobs no longer fix the order of its slots"
+        end = f"job {', '.join(map(str, jobs))} ends" if jobs else "jobs before it have ended"
+        kept = any(goal.placements for goal in self.draft.goals)
+        return f"{here} is kept for it until {end}" if kept else f"{here} may serve it when {end}"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One device of a goal: its place, the jobs in the way, and the idle instances there."""
+
+    gpu: Gpu
+    added: Layout
+    """Empty: the GPU becomes a whole one."""
+    blocking: Mapping[Placement, Allocation]
+    idle: frozenset[Placement]
+    claimed: bool
+    """A job of higher priority is about to take some of it."""
+    known: bool
+    """Instances are withheld there for this job already."""
+
+    @property
+    def key(self) -> tuple[bool, int, int, int, int]:
+        """Where it was begun; else the earliest end, the least idle, the last GPU."""
+        ends = max((a.end_time or NO_END for a in self.blocking.values()), default=NO_END)
+        ends = NO_END if self.claimed else ends
+        start = min((p.start for p in self.added), default=0)
+        return (not self.known, ends, len(self.idle), -self.gpu.index, start)
+
+
+def goals(drafts: Mapping[str, NodeDraft], request: JobRequest) -> list[Goal]:
+    """A goal for each node that the job can run on once others have ended, the best first."""
+    found = []
+    for name, draft in drafts.items():
+        if never(draft.view, request):
+            continue
+        goal = _goal(name, draft, request)
+        if goal is not None:
+            found.append(goal)
+    return sorted(found, key=lambda g: (max(part.key for part in g.parts), g.node))
+
+
+def _goal(name: str, draft: NodeDraft, request: JobRequest) -> Goal | None:
+    goal = Goal(name, draft.copy())
+    for gres_type, missing in draft.missing(request).items():
+        for _ in range(missing):
+            part = min(_parts(goal, gres_type, request), key=lambda p: p.key, default=None)
+            if part is None:
+                return None
+            goal.parts.append(part)
+            _withhold(goal.draft, part, request)
+    return goal if goal.parts else None
+
+
+def _parts(goal: Goal, gres_type: str, request: JobRequest) -> Iterator[_Part]:
+    """Every place that jobs with an end are in the way of, and nothing else is."""
+    draft = goal.draft
+    for gpu in draft.view.gpus:
+        holders = draft.holders(gpu)
+        strangers = {p for g, p in draft.busy_places if g == gpu.index} - holders.keys()
+        chosen = [a for part in goal.parts if part.gpu.index == gpu.index for a in part.added]
+        whole = any(part.gpu.index == gpu.index and not part.added for part in goal.parts)
+        if strangers or whole:
+            continue
+        known = any(w.gpu == gpu.index and request.job_id in w.jobs for w in draft.view.withheld)
+        promised = {p for g, p in draft.promised if g == gpu.index}
+        kept = (promised - holders.keys()) | frozenset(chosen)
+        for added in _placements(draft, gpu, gres_type, frozenset(kept)):
+            part = _part(draft, gpu, added, holders, known=known)
+            # With none, hulls are in the way: only a fence lets their jobs end without successors.
+            if part.blocking or part.claimed or request.patience is Patience.FENCE:
+                yield part
+
+
+def _placements(draft: NodeDraft, gpu: Gpu, gres_type: str, kept: Layout) -> Iterator[Layout]:
+    """The ways to place one device beside what is promised, whoever is there now."""
+    if not draft.mig(gpu):
+        return
+    yield from geometry.ways_to_add(gpu, kept, {gres_type: 1})
+    becomes_whole = draft.view.whole_types.get(gpu.index) == gres_type
+    if becomes_whole and gpu.index in draft.view.switchable and not kept:
+        yield frozenset()
+
+
+def _part(
+    draft: NodeDraft,
+    gpu: Gpu,
+    added: Layout,
+    holders: Mapping[Placement, Allocation],
+    *,
+    known: bool,
+) -> _Part:
+    target = draft.target(gpu)
+    near = {p for p in target if not added or any(p.overlaps(a) for a in added)}
+    blocking = {p: a for p, a in holders.items() if p in near}
+    # Instances elsewhere on the GPU may use compute slices that the new one needs.
+    others = frozenset(holders.keys() - near)
+    if added and not geometry.fits(gpu, others | added):
+        blocking = dict(holders)
+    claimed = {p for p in near - holders.keys() if (gpu.index, p) in draft.claimed}
+    promised = {p for g, p in draft.promised if g == gpu.index}
+    idle = frozenset(near - holders.keys() - claimed - promised)
+    return _Part(gpu, added, blocking, idle, bool(claimed), known)
+
+
+def _withhold(draft: NodeDraft, part: _Part, request: JobRequest) -> None:
+    """Withhold the part's idle instances, as many as the hulls of running jobs allow."""
+    held: set[Placement] = set()
+    for placement in sorted(part.idle):
+        place = (part.gpu.index, placement)
+        if place in draft.withheld:
+            held.add(placement)
+            continue
+        draft.withheld.add(place)
+        try:
+            draft.arranged()
+        except ArrangementError:
+            draft.withheld.discard(place)
+        else:
+            held.add(placement)
+    since = min(
+        (w.since for w in draft.view.withheld if w.gpu == part.gpu.index and w.since), default=0.0
+    )
+    draft.goals.append(Withholding(part.gpu.index, frozenset(held), (request.job_id,), since))
+
+
+def fence(goal: Goal, request: JobRequest) -> NodeChange:
+    """The goal as a change that waits behind a fence until the jobs in its way have ended."""
+    gpus = tuple(_fenced(goal.draft, part.gpu, goal.parts) for part in _first(goal.parts))
+    return NodeChange(
+        goal.node,
+        gpus,
+        goal.draft.view.slots,
+        (request.job_id,),
+        goal.draft.view.withheld,
+        behind_fence=True,
+    )
+
+
+def _first(parts: list[_Part]) -> list[_Part]:
+    return list({part.gpu.index: part for part in reversed(parts)}.values())
+
+
+def _fenced(draft: NodeDraft, gpu: Gpu, parts: list[_Part]) -> GpuChange:
+    mine = [part for part in parts if part.gpu.index == gpu.index]
+    added = frozenset(a for part in mine for a in part.added)
+    going = {p for part in mine for p in (*part.idle, *part.blocking)}
+    kept = gpu.layout - going
+    return GpuChange(
+        gpu.index,
+        tuple(sorted(kept | (gpu.layout & added))),
+        tuple(sorted(going - added)),
+        tuple(sorted(added - gpu.layout)),
+        bool(added),
+    )

@@ -1,0 +1,202 @@
+"""What the planner does when running jobs are in the way, and when whole GPUs are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import pytest
+
+from slurm_mig.core import planner, slots
+from slurm_mig.core.model import (
+    Allocation,
+    NodeChange,
+    NodeView,
+    Patience,
+    Placement,
+    Withholding,
+    is_filler,
+)
+from slurm_mig.core.policy import Policy
+from tests.unit.builders import A100, at, gpu, job, node, ones
+
+
+def only(changes: tuple[NodeChange, ...]) -> NodeChange:
+    assert len(changes) == 1
+    return changes[0]
+
+
+def after(view: NodeView, change: NodeChange) -> NodeView:
+    """The node as it is once a change without reshapes is published."""
+    assert not change.gpus
+    by_key = {d.key: d for g in view.gpus for d in slots.devices_of(g, "")}
+    arranged = tuple(d if is_filler(d.type) else by_key[d.key] for d in change.slots)
+    published = slots.with_files(arranged, view.gpus, "/caps")
+    return replace(view, slots=published, withheld=change.withheld)
+
+
+def ended(view: NodeView, *jobs: int) -> NodeView:
+    kept = tuple(a for a in view.slurm.allocations if a.job_id not in jobs)
+    return replace(view, slurm=replace(view.slurm, allocations=kept))
+
+
+def offered(view: NodeView) -> list[str]:
+    return [str(d.placement) for d in view.slots if d.placement is not None]
+
+
+def test_idle_instances_in_the_way_are_withheld_then_cut() -> None:
+    view = node([gpu(A100, 0, *ones())], {7: [6]})
+    wants = job(1, {"7g.40gb": 1})
+    found = planner.plan([view], [wants])
+    change = only(found.changes)
+    assert not change.gpus
+    assert change.withheld == (Withholding(0, frozenset(ones(6)), (1,), 0.0),)
+    assert change.serves == ()
+    assert (
+        "in use by job 7; GPU 0 of n1 is kept for it until job 7 ends" in found.refusals[0].reason
+    )
+
+    withheld = after(view, change)
+    assert offered(withheld) == ["1g.5gb@6"]
+    again = planner.plan([withheld], [wants])
+    assert not again.changes, "nothing new happens while the job runs"
+
+    free = ended(withheld, 7)
+    cut = only(planner.plan([free], [wants]).changes)
+    assert cut.gpus[0].created == (at("7g.40gb", 0),)
+    assert cut.withheld == ()
+    assert cut.serves == (1,)
+
+
+def test_what_is_withheld_is_offered_again_when_nobody_needs_it() -> None:
+    view = node([gpu(A100, 0, *ones())], {7: [6]})
+    change = only(planner.plan([view], [job(1, {"7g.40gb": 1})]).changes)
+    withheld = after(view, change)
+    back = only(planner.plan([withheld], []).changes)
+    assert back.withheld == ()
+    assert not back.gpus
+    assert sorted(offered(after(withheld, back))) == sorted(map(str, ones()))
+
+
+def test_a_lower_job_does_not_take_what_is_withheld_for_a_higher_one() -> None:
+    view = node([gpu(A100, 0, *ones())], {7: [6]})
+    high, low = job(1, {"7g.40gb": 1}, priority=9), job(2, {"1g.5gb": 1}, priority=1)
+    withheld = after(view, only(planner.plan([view], [high]).changes))
+    found = planner.plan([withheld], [high, low])
+    assert not found.changes
+    assert [r.job_id for r in found.refusals] == [1, 2]
+
+
+def test_a_higher_job_takes_back_what_is_withheld_for_a_lower_one() -> None:
+    view = node([gpu(A100, 0, *ones())], {7: [6]})
+    low, high = job(1, {"7g.40gb": 1}, priority=1), job(2, {"1g.5gb": 1}, priority=9)
+    withheld = after(view, only(planner.plan([view], [low]).changes))
+    change = only(planner.plan([withheld], [high, low]).changes)
+    assert change.serves == (2,)
+    kept = {p for w in change.withheld for p in w.placements}
+    assert len(kept) == 5
+
+
+def test_what_hulls_pin_is_not_withheld() -> None:
+    """1g jobs at the first and the last index of the only GPU: all between must stay offered."""
+    view = node([gpu(A100, 0, *ones())], {7: [0], 8: [6]})
+    found = planner.plan([view], [job(1, {"7g.40gb": 1})])
+    assert not found.changes
+    assert "GPU 0 of n1 may serve it when job 7, 8 ends" in found.refusals[0].reason
+
+
+def test_where_it_was_begun_goes_before_where_it_would_end_first() -> None:
+    gpus = [gpu(A100, 0, *ones()), gpu(A100, 1, *ones())]
+    view = node(gpus, {7: [6], 8: [7]})
+
+    def ends(**times: int) -> NodeView:
+        jobs = tuple(
+            Allocation(a.job_id, a.user, a.indexes, end_time=times[f"job{a.job_id}"])
+            for a in view.slurm.allocations
+        )
+        return replace(view, slurm=replace(view.slurm, allocations=jobs))
+
+    wants = job(1, {"7g.40gb": 1})
+    assert only(planner.plan([ends(job7=50, job8=90)], [wants]).changes).withheld[0].gpu == 0
+    first = only(planner.plan([ends(job7=90, job8=50)], [wants]).changes)
+    assert first.withheld[0].gpu == 1
+    begun = replace(after(view, first), slurm=ends(job7=10, job8=90).slurm)
+    assert not planner.plan([begun], [wants]).changes
+
+
+def test_a_process_that_no_job_owns_is_not_waited_for() -> None:
+    one = gpu(A100, 0, *ones())
+    held = replace(one, instances=tuple(replace(i, pids=(99,)) for i in one.instances[:1]),
+                   pids=(99,))  # fmt: skip
+    view = node([replace(held, instances=(*held.instances, *one.instances[1:]))])
+    found = planner.plan([view], [job(1, {"7g.40gb": 1})])
+    assert not found.changes
+    assert "in use by processes 99" in found.refusals[0].reason
+
+
+def test_a_fence_waits_for_exactly_what_is_in_the_way() -> None:
+    view = node([gpu(A100, 0, *ones())], {7: [6], 8: [0]})
+    wants = job(1, {"3g.20gb": 2}, patience=Patience.FENCE)
+    change = only(planner.plan([view], [wants]).changes)
+    assert change.behind_fence
+    assert change.serves == (1,)
+    assert set(change.gpus[0].created) == {at("3g.20gb", 0), at("3g.20gb", 4)}
+    assert (0, at("1g.5gb", 6)) in change.blocking
+    none = planner.plan([view], [replace(wants, patience=Patience.NONE)])
+    assert not none.changes
+
+
+@pytest.mark.parametrize(
+    ("unserved_s", "patience"),
+    [(0, "withhold"), (59, "withhold"), (60, "fence"), (69, "fence"), (70, "none"),
+     (139, "none"), (140, "withhold")],
+)  # fmt: skip
+def test_patience_over_time(unserved_s: float, patience: str) -> None:
+    assert Policy(withhold_s=60, fence_wait_s=10).patience(unserved_s).value == patience
+
+
+def test_without_withholding_nothing_is_kept() -> None:
+    assert Policy().patience(5) is Patience.NONE
+
+
+def switchable(gpus: Iterable[int], view: NodeView) -> NodeView:
+    chosen = frozenset(gpus)
+    return replace(view, whole_types=dict.fromkeys(chosen, "a100"), switchable=chosen)
+
+
+def test_idle_gpus_become_whole_ones() -> None:
+    """`gpu:a100:2` beside idle 1g instances; a GPU that the site does not name stays as it is."""
+    gpus = [gpu(A100, n, *ones()) for n in range(4)]
+    view = switchable((1, 2, 3), node(gpus, {7: [27]}))
+    change = only(planner.plan([view], [job(1, {"a100": 2})]).changes)
+    assert {part.gpu: part.mig for part in change.gpus} == {1: False, 2: False}
+    assert all(part.created == () for part in change.gpus)
+    assert [d.gpu for d in change.slots if d.type == "a100"] == [1, 2]
+    assert change.slots[27].placement == at("1g.5gb", 6)
+
+
+def test_a_whole_gpu_is_cut_again() -> None:
+    whole = replace(gpu(A100, 0), mig=False)
+    view = switchable((0,), node([whole, gpu(A100, 1)], {}))
+    slots_now = tuple(replace(d, type="a100") if d.type == "whole" else d for d in view.slots)
+    view = replace(view, slots=slots_now)
+    change = only(planner.plan([view], [job(1, {"7g.40gb": 2})]).changes)
+    assert {part.gpu: part.mig for part in change.gpus} == {0: True, 1: True}
+    assert {(p.gpu, *p.created) for p in change.gpus} == {
+        (0, at("7g.40gb", 0)), (1, at("7g.40gb", 0)),
+    }  # fmt: skip
+    assert (0, None) in change.blocking
+
+
+def test_a_mode_change_is_the_last_choice() -> None:
+    whole = replace(gpu(A100, 1), mig=False)
+    view = switchable((1,), node([gpu(A100, 0, *ones()), whole]))
+    change = only(planner.plan([view], [job(1, {"3g.20gb": 1})]).changes)
+    assert [part.gpu for part in change.gpus] == [0]
+
+
+def test_instances_of_a_gpu_that_shall_become_whole_are_withheld() -> None:
+    view = switchable((0,), node([gpu(A100, 0, *ones())], {7: [0]}))
+    change = only(planner.plan([view], [job(1, {"a100": 1})]).changes)
+    kept: frozenset[Placement] = change.withheld[0].placements
+    assert kept == frozenset(ones()) - {at("1g.5gb", 0)}
