@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import pynvml
 
 from slurm_mig.core.model import Gpu, Instance, Placement, Profile
-from slurm_mig.errors import GpuError, UnreachableError
+from slurm_mig.errors import BusyError, GpuError, UnreachableError
 
 T = TypeVar("T")
 
@@ -27,6 +27,9 @@ PROFILE_ENUM_END = 0x20
 RETRY_S = 5.0
 """How long IN_USE is retried: the driver lets go of an instance some tenths of a second after
 its last process or compute instance ended."""
+
+RESETLESS_FIELD = 184
+"""NVML_FI_DEV_IS_RESETLESS_MIG_SUPPORTED (nvml.h; older nvidia-ml-py does not name it)."""
 
 _GONE = frozenset({pynvml.NVML_ERROR_NOT_FOUND, pynvml.NVML_ERROR_NOT_SUPPORTED})
 
@@ -120,6 +123,69 @@ class NvmlGpus:
                 _patiently(partial(pynvml.nvmlComputeInstanceDestroy, compute))
             _patiently(lambda: pynvml.nvmlGpuInstanceDestroy(instance))
 
+    def set_mode(self, gpu: int, *, on: bool, keep_pending: bool = False) -> None:
+        """Switch a GPU's MIG mode and see that it took; nothing is destroyed for it.
+
+        Safe to repeat. Where the mode is stored on the board (Ampere) the driver resets this GPU
+        alone. Raises BusyError while an instance or a process is there, or somebody whom NVML
+        does not list holds the GPU; GpuError when the change waits for a reset or a reboot. A
+        mode that did not become current is taken back, unless `keep_pending` (for a change that
+        is to come with the next boot of a virtual machine).
+        """
+        with _translated(f"switching MIG {'on' if on else 'off'} on GPU {gpu}"):
+            device = pynvml.nvmlDeviceGetHandleByIndex(gpu)
+            before = _optional(lambda: pynvml.nvmlDeviceGetMigMode(device))
+            if before is None:
+                raise GpuError(
+                    f"GPU {gpu} ({_text(pynvml.nvmlDeviceGetName(device))}) cannot do MIG",
+                    code=int(pynvml.NVML_ERROR_NOT_SUPPORTED),
+                )
+            if before == [on, on]:
+                return
+            if before[0] != on:
+                self._refuse_mode_change(gpu, device)
+            activation = int(pynvml.nvmlDeviceSetMigMode(device, int(on)))
+            # The driver may have reset the GPU: nothing of before is used again.
+            device = pynvml.nvmlDeviceGetHandleByIndex(gpu)
+            if list(pynvml.nvmlDeviceGetMigMode(device)) == [on, on]:
+                return
+            kept = keep_pending and activation == pynvml.NVML_ERROR_RESET_REQUIRED
+            if not kept:
+                pynvml.nvmlDeviceSetMigMode(device, int(not on))
+            now = pynvml.nvmlDeviceGetMigMode(device)
+        raise _mode_refusal(gpu, activation, current=bool(now[0]), pending=bool(now[1]))
+
+    def _refuse_mode_change(self, gpu: int, device: Any) -> None:
+        """Raises BusyError for what the driver would refuse later, or worse, leave pending."""
+        pids = sorted({pid for pid, _ in self._pids(device)})
+        if pids:
+            raise BusyError(
+                f"GPU {gpu}: its MIG mode cannot change while processes hold it: "
+                f"{', '.join(map(str, pids))}; nothing was touched"
+            )
+        profiles = self._profiles_of(device, _text(pynvml.nvmlDeviceGetUUID(device)))
+        left = [
+            p.name
+            for p in profiles
+            if (found := _optional(partial(self._gpu_instances, device, p)))
+            for _ in found
+        ]
+        if left:
+            raise BusyError(
+                f"GPU {gpu}: its MIG mode cannot change while it has instances: "
+                f"{', '.join(left)}; nothing was touched",
+                hint="Destroy them first.",
+            )
+
+    @staticmethod
+    def _mode_needs_reset(device: Any) -> bool:
+        """The driver's word; drivers without that field (before R535) know Hopper at most."""
+        value = _optional(lambda: pynvml.nvmlDeviceGetFieldValues(device, [RESETLESS_FIELD]))
+        if value is not None and value[0].nvmlReturn == pynvml.NVML_SUCCESS:
+            return not value[0].value.uiVal
+        architecture = _optional(lambda: pynvml.nvmlDeviceGetArchitecture(device))
+        return architecture is None or int(architecture) < pynvml.NVML_DEVICE_ARCH_HOPPER
+
     def _gpu(self, index: int) -> Gpu:
         device = pynvml.nvmlDeviceGetHandleByIndex(index)
         mode = _optional(lambda: pynvml.nvmlDeviceGetMigMode(device))
@@ -137,6 +203,7 @@ class NvmlGpus:
             memory_mib=int(pynvml.nvmlDeviceGetMemoryInfo(device).total) >> 20,
             mig=bool(current),
             mig_pending=bool(pending),
+            mode_needs_reset=bool(mode) and self._mode_needs_reset(device),
             profiles=profiles,
             instances=self._instances(device, minor, profiles, pids) if current else (),
             file=f"/dev/nvidia{minor}",
@@ -146,7 +213,9 @@ class NvmlGpus:
         )
 
     def _profiles_of(self, device: Any, uuid: str) -> tuple[Profile, ...]:
-        if uuid not in self._profiles:
+        """What the driver offers. Drivers up to R535 know no profiles while MIG is off: nothing
+        is remembered then."""
+        if not self._profiles.get(uuid):
             found = (self._profile_by_enum(device, n) for n in range(PROFILE_ENUM_END))
             self._profiles[uuid] = tuple(p for p in found if p)
         return self._profiles[uuid]
@@ -301,6 +370,34 @@ class NvmlGpus:
         if self._minors is None:
             self._minors = self._read_minors() if self._minors_file.exists() else {}
         return key in self._minors
+
+
+def _mode_refusal(gpu: int, activation: int, *, current: bool, pending: bool) -> Exception:
+    """Why the mode is not what was asked, what was left behind, and what to do."""
+    word = {True: "on", False: "off"}
+    if pending != current:
+        left = f"it stays {word[current]}, and a change to {word[pending]} is pending"
+    else:
+        left = f"it stays {word[current]}, and nothing is pending"
+    if activation == pynvml.NVML_ERROR_RESET_REQUIRED:
+        return GpuError(
+            f"GPU {gpu}: the MIG mode changes with a reset only, which the driver cannot do "
+            f"here (a GPU passed through to a virtual machine); {left}",
+            code=activation,
+            hint="Reboot the virtual machine once the mode is pending."
+            if pending != current
+            else "Leave it pending and reboot the virtual machine.",
+        )
+    if activation in (pynvml.NVML_ERROR_IN_USE, pynvml.NVML_SUCCESS):
+        return BusyError(
+            f"GPU {gpu}: the MIG mode did not change, somebody holds the GPU whom NVML does not "
+            f"list; {left}",
+            hint="`slurm-mig check` on the node says who has its device files open.",
+        )
+    return GpuError(
+        f"GPU {gpu}: the MIG mode did not change: {pynvml.nvmlErrorString(activation)}; {left}",
+        code=activation,
+    )
 
 
 def _patiently(call: Callable[[], T]) -> T:

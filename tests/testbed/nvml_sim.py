@@ -36,10 +36,13 @@ class GpuSpec:
     mig: bool = False
     layout: Literal["N", "F"] = "N"
     minor: int | None = None
+    passthrough: bool = False
+    """Given to a virtual machine, which cannot reset it."""
 
     def word(self) -> str:
         minor = "" if self.minor is None else f":minor={self.minor}"
-        return f"{self.model}:mig={'on' if self.mig else 'off'}:layout={self.layout}{minor}"
+        vm = ":vm=passthrough" if self.passthrough else ""
+        return f"{self.model}:mig={'on' if self.mig else 'off'}:layout={self.layout}{minor}{vm}"
 
 
 class ComputeInstanceDump(TypedDict):
@@ -153,10 +156,14 @@ class Simulator:
         """Instances are gone, as are their device nodes; the MIG mode too, but on Ampere."""
         self._run("reboot")
 
-    def add_process(self, pid: int, gpu: int, gi: int | None = None) -> None:
-        """Let a living process count as a compute process; `gi` None: of the whole GPU."""
+    def add_process(
+        self, pid: int, gpu: int, gi: int | None = None, *, hidden: bool = False
+    ) -> None:
+        """Let a living process count as a compute process; `gi` None: of the whole GPU. A hidden
+        one holds what it holds without being listed, like a daemon with a leaked handle."""
         where = () if gi is None else ("--gi", str(gi))
-        self._run("process", "add", "--pid", str(pid), "--gpu", str(gpu), *where)
+        how = ("--hidden",) if hidden else ()
+        self._run("process", "add", "--pid", str(pid), "--gpu", str(gpu), *where, *how)
 
     def remove_process(self, pid: int) -> None:
         self._run("process", "remove", "--pid", str(pid))

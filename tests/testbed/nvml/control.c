@@ -3,11 +3,12 @@
  *
  *   nvml-sim create [--dev-root DIR] [--proc-root DIR] [--caps-major N] [--driver VERSION]
  *                   [--timing none|hardware] [--seed TEXT] GPU...
- *            GPU is MODEL[:mig=on|off][:layout=N|F][:minor=M]
+ *            GPU is MODEL[:mig=on|off][:layout=N|F][:minor=M][:vm=passthrough]
  *   nvml-sim dump
  *   nvml-sim reboot
  *   nvml-sim timing none|hardware
  *   nvml-sim process add --pid P --gpu I [--gi G [--ci C]]       (no --gi: the GPU as a whole)
+ *                    [--hidden]                 (holds, but is not listed: a leaked handle)
  *   nvml-sim process remove --pid P [--gpu I [--gi G]]
  *   nvml-sim fault CALL --code NAME|NUMBER [--gpu I] [--times N]      (N -1: until cleared)
  *   nvml-sim fault --clear
@@ -33,7 +34,7 @@ static const char *option_names[] = {
 
 static const char *values[OPTIONS];
 static char *words[MAX_WORDS];
-static int count, clear;
+static int count, clear, hidden;
 
 static int die(const char *what, const char *which)
 {
@@ -73,6 +74,8 @@ static int read_words(int argc, char **argv)
 	for (int i = 1; i < argc; i++) {
 		if (!strcmp(argv[i], "--clear"))
 			clear = 1;
+		else if (!strcmp(argv[i], "--hidden"))
+			hidden = 1;
 		else if (!strncmp(argv[i], "--", 2)) {
 			if (take_option(argv[i], i + 1 < argc ? argv[i + 1] : NULL))
 				return 2;
@@ -93,11 +96,13 @@ static int gpu_option(struct gpu *gpu, const char *word)
 		gpu->mig = gpu->pending = 1;
 	else if (!strcmp(word, "mig=on"))
 		return die("no MIG on", sim_model(gpu)->name);
+	else if (!strcmp(word, "vm=passthrough"))
+		gpu->passthrough = 1;
 	else if (!strcmp(word, "layout=F"))
 		gpu->flipped = 1;
 	else if (!strncmp(word, "minor=", 6))
 		gpu->minor = (unsigned)atoi(word + 6);
-	else if (strcmp(word, "mig=off") && strcmp(word, "layout=N"))
+	else if (strcmp(word, "mig=off") && strcmp(word, "layout=N") && strcmp(word, "vm=none"))
 		return die("unknown option:", word);
 	return 0;
 }
@@ -221,7 +226,7 @@ static int process(struct state *state)
 	if (gpu >= (int)state->gpus || gi >= MAX_GI ||
 	    (gi >= 0 && !state->gpu[gpu].gi[gi].used))
 		return die("no such instance for process", option("pid") ? option("pid") : "");
-	return sim_attach(state, pid, (unsigned)gpu, gi, gi < 0 ? -1 : number("ci", 0)) ?
+	return sim_attach(state, pid, (unsigned)gpu, gi, gi < 0 ? -1 : number("ci", 0), hidden) ?
 		       die("no such process:", option("pid") ? option("pid") : words[2]) : 0;
 }
 

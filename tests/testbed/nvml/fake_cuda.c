@@ -214,7 +214,7 @@ static int attach(struct state *state, const struct found *mine)
 
 	sim_lock();
 	failed = !alive(state, mine) ||
-		 sim_attach(state, getpid(), mine->gpu, mine->gi, mine->ci);
+		 sim_attach(state, getpid(), mine->gpu, mine->gi, mine->ci, 0);
 	sim_unlock();
 	return failed;
 }

@@ -239,7 +239,7 @@ struct memory {
 
 static int concerns(const struct process *process, const struct handle *device)
 {
-	return process->pid && process->gpu == device->gpu &&
+	return process->pid && !process->hidden && process->gpu == device->gpu &&
 	       (device->kind == GPU ||
 		(process->gi == (int)device->gi && process->ci == (int)device->ci));
 }

@@ -27,7 +27,8 @@ API int nvmlDeviceGetMigMode(struct handle *device, unsigned *current, unsigned 
 #define RESET_MS 6460
 
 /*
- * Returns OK also when the mode only becomes pending: the second code says why. Nothing is ever
+ * Returns OK also when the mode only becomes pending: the second code says why (the GPU is in use,
+ * or a virtual machine must be rebooted). Nothing is ever
  * destroyed. Ampere stores the mode on the board and resets the idle GPU; later ones do not reset.
  */
 API int nvmlDeviceSetMigMode(struct handle *device, unsigned mode, int *activation)
@@ -50,6 +51,10 @@ API int nvmlDeviceSetMigMode(struct handle *device, unsigned mode, int *activati
 		return leave_with(OK);
 	if (sim_has_instances(gpu) || sim_holders(sim, device->gpu, -1, -1)) {
 		*activation = IN_USE;
+		return leave_with(OK);
+	}
+	if (sim_model(gpu)->needs_reset && gpu->passthrough) {
+		*activation = RESET_REQUIRED;
 		return leave_with(OK);
 	}
 	if (sim_model(gpu)->needs_reset)

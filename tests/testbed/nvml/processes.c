@@ -49,7 +49,7 @@ int sim_holders(struct state *state, unsigned gpu, int gi, int ci)
 	return found;
 }
 
-int sim_attach(struct state *state, pid_t pid, unsigned gpu, int gi, int ci)
+int sim_attach(struct state *state, pid_t pid, unsigned gpu, int gi, int ci, int hidden)
 {
 	sim_prune(state);
 	for (unsigned i = 0; i < MAX_PROCESSES; i++) {
@@ -63,6 +63,7 @@ int sim_attach(struct state *state, pid_t pid, unsigned gpu, int gi, int ci)
 		process->gpu = gpu;
 		process->gi = gi;
 		process->ci = ci;
+		process->hidden = hidden;
 		process->pid = pid;
 		return 0;
 	}

@@ -66,6 +66,7 @@ struct gpu {
 	char uuid[64];
 	int mig, pending;
 	int persistence;
+	int passthrough; /* given to a virtual machine, which cannot reset it */
 	int flipped; /* placement layout F: NVML starts turned by half a GPU */
 	struct gi gi[MAX_GI];
 };
@@ -75,6 +76,7 @@ struct process {
 	unsigned long long started;
 	unsigned gpu;
 	int gi, ci; /* -1: the whole GPU */
+	int hidden; /* holds, but NVML does not list it: a daemon with a leaked handle, a driver */
 };
 
 struct fault {
@@ -141,7 +143,7 @@ void dump(struct state *state);
 
 /* processes.c */
 int sim_holders(struct state *state, unsigned gpu, int gi, int ci);
-int sim_attach(struct state *state, pid_t pid, unsigned gpu, int gi, int ci);
+int sim_attach(struct state *state, pid_t pid, unsigned gpu, int gi, int ci, int hidden);
 void sim_detach(struct state *state, pid_t pid, int gpu, int gi); /* -1: wherever it is */
 void sim_prune(struct state *state);
 
