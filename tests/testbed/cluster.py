@@ -22,9 +22,10 @@ from tests.testbed.namespaces import ENVIRONMENT, Namespaces, cgroup_version
 
 A100 = "NVIDIA A100-SXM4-40GB"
 A30 = "NVIDIA A30"
+H100 = "NVIDIA H100 80GB HBM3"
 L40S = "NVIDIA L40S"
 SITE_TYPES = {L40S: "l40s"}
-SMALLEST = {A100: ("1g.5gb", 7), A30: ("1g.6gb", 4)}
+SMALLEST = {A100: ("1g.5gb", 7), A30: ("1g.6gb", 4), H100: ("1g.10gb", 7)}
 ETC = "/etc/slurm"
 DAEMON_TIMEOUT_S = 30.0
 
