@@ -39,7 +39,10 @@ class Jobs:
         self.asked: dict[int, str] = {}
         self.kinds: tuple[Callable[[str], object], ...] = (
             self.plain, self.plain, self.several, self.array, self.wide, self.suspended,
+            self.heterogeneous, self.requeued, self.cancelled, self.untyped,
         )  # fmt: skip
+        self.cancelled_jobs: set[int] = set()
+        self.requeued_jobs: set[int] = set()
 
     def submit(self) -> None:
         profile = self.dice.choices(PROFILES, WEIGHTS)[0]
@@ -82,6 +85,30 @@ class Jobs:
             if other != job:
                 self.cluster.run("scontrol", "resume", str(other), check=False)
 
+    def heterogeneous(self, profile: str) -> None:
+        """Two components, each with an instance, started together or not at all."""
+        gres = f"--gres=gpu:{profile}:1"
+        job = self.cluster.submit(self.script("--het-group=0"), "-n1", gres, ":", "-n1", gres)
+        self.asked[job] = profile
+
+    def requeued(self, profile: str) -> None:
+        """Put back into the queue as soon as it runs."""
+        job = self.plain(profile)
+        if self.cluster.run("scontrol", "requeue", str(job), check=False).returncode == 0:
+            self.requeued_jobs.add(job)
+
+    def cancelled(self, profile: str) -> None:
+        """An older job goes while this one comes."""
+        victim = self.dice.choice([*self.asked, 0])
+        self.plain(profile)
+        if victim and self.cluster.job(victim).get("JobState") in ("PENDING", "RUNNING"):
+            self.cluster.run("scancel", str(victim))
+            self.cancelled_jobs.add(victim)
+
+    def untyped(self, _: str) -> None:
+        """The submit plugin gives it the partition's type."""
+        self.asked[self.cluster.submit(self.script(), "--gres=gpu:1")] = "1g.5gb"
+
 
 def drain_queue(cluster: ManagedCluster, watch: Watch, jobs: Jobs) -> None:
     """Cycles until nothing is left; every suspended job goes on."""
@@ -101,7 +128,8 @@ def test_random_jobs_under_random_reshapes(request: pytest.FixtureRequest) -> No
     dice = random.Random(seed)
     with ManagedCluster(nodes=NODES) as cluster:
         cluster.enrol()
-        watch, jobs = Watch(cluster), Jobs(cluster, dice)
+        jobs = Jobs(cluster, dice)
+        watch = Watch(cluster, jobs.cancelled_jobs, jobs.requeued_jobs)
         restarts = 0
         while reshapes(cluster) < count:
             jobs.submit()
@@ -110,10 +138,7 @@ def test_random_jobs_under_random_reshapes(request: pytest.FixtureRequest) -> No
             watch.look()
             if dice.random() < 0.05:
                 restarts += 1
-                cluster.restart_daemon("slurmctld", signal=dice.choice(("TERM", "KILL")))
-                cluster.wait_for(
-                    lambda: cluster.run("sinfo", "-h", check=False).stdout, 30, "slurmctld"
-                )
+                restart(cluster)
         drain_queue(cluster, watch, jobs)
         watch.finish(jobs.asked)
         print(
@@ -121,6 +146,14 @@ def test_random_jobs_under_random_reshapes(request: pytest.FixtureRequest) -> No
             f"{restarts} restarts of slurmctld, {watch.looks} looks"
         )
         assert not watch.violations, "\n".join(watch.violations)
+
+
+def restart(cluster: ManagedCluster) -> None:
+    """slurmctld again. No step starts on a node before it has registered (docs/facts.md)."""
+    cluster.restart_daemon("slurmctld")
+    cluster.wait_for(lambda: cluster.run("sinfo", "-h", check=False).stdout, 30, "slurmctld")
+    for node in cluster.nodes:
+        cluster.sh(f"kill -HUP {cluster.pid('slurmd', node.name)}")
 
 
 def reshapes(cluster: ManagedCluster) -> int:

@@ -28,6 +28,8 @@ class Watch:
     cluster: ManagedCluster
     cancelled: set[int] = field(default_factory=set)
     """Jobs that the test itself cancelled."""
+    requeued: set[int] = field(default_factory=set)
+    """Jobs that ran twice, so perhaps on two devices."""
     violations: list[str] = field(default_factory=list)
     looks: int = 0
     _first: dict[tuple[int, str], frozenset[int]] = field(default_factory=dict)
@@ -51,7 +53,7 @@ class Watch:
 
     def _same_as_before(self, job: int, node: str, indexes: frozenset[int]) -> None:
         first = self._first.setdefault((job, node), indexes)
-        if first != indexes:
+        if first != indexes and job not in self.requeued:
             self._saw(f"job {job} on {node}: indexes {sorted(first)} became {sorted(indexes)}")
 
     def _same_totals(self) -> None:
@@ -84,7 +86,8 @@ class Watch:
         if not first or not second:
             self._saw(f"job {job} ({gres_type}) did not compute twice")
             return
-        if {r["uuid"] for r in first} - {r["uuid"] for r in second}:
+        changed = {r["uuid"] for r in first} - {r["uuid"] for r in second}
+        if changed and job not in self.requeued:
             self._saw(f"job {job}: device {first} became {second}")
         wrong = [r for r in (*first, *second) if r["profile"] != gres_type]
         if wrong:
