@@ -5,15 +5,17 @@ Called by the command line on the controller. Imports of heavy libraries happen 
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from slurm_mig.adapters.atomic import write_atomic
 from slurm_mig.adapters.cluster import PyslurmCluster, expand
-from slurm_mig.adapters.managedfiles import ManagedFiles
-from slurm_mig.adapters.remote import RemoteNodes
-from slurm_mig.adapters.slurmfiles import SlurmFiles
+from slurm_mig.adapters.copies import Copies
+from slurm_mig.adapters.managedfiles import ManagedFiles, Places
+from slurm_mig.adapters.remote import RemoteControllers, RemoteNodes
+from slurm_mig.adapters.slurmfiles import GresLine, SlurmFiles
 from slurm_mig.adapters.store import FileStore
 from slurm_mig.adapters.system import RealClock
 from slurm_mig.config import Settings
@@ -25,6 +27,7 @@ from slurm_mig.enrolment import (
     Whole,
     managed_node,
     possible_by_partition,
+    refuse_other_way,
     refuse_unsupported,
 )
 from slurm_mig.executor import Executor, Limits
@@ -38,20 +41,19 @@ class Assembly:
     settings: Settings
     cluster: PyslurmCluster
     nodes: RemoteNodes
-    files: ManagedFiles
+    files: Copies
     store: FileStore
 
     @classmethod
     def of(cls, settings: Settings) -> Assembly:
-        prefix, count = settings.catalog.prefix, settings.catalog.nodes
-        catalog = [f"{prefix}-{n + 1}" for n in range(count)]
-        return cls(
-            settings,
-            PyslurmCluster(),
-            RemoteNodes(settings.remote.command, settings.remote.timeout_s),
-            ManagedFiles(Path(settings.slurm.managed_dir), catalog),
-            FileStore(Path(settings.state_dir)),
-        )
+        slurm, remote = settings.slurm, settings.remote
+        nodes = RemoteNodes(remote.command, remote.timeout_s)
+        here = {socket.gethostname(), socket.gethostname().partition(".")[0]}
+        others = [host for host in slurm.controllers if host not in here]
+        controllers = RemoteControllers(others, slurm.controller_command, remote.timeout_s)
+        own = nodes if slurm.nodes_have_own else None
+        files = Copies(LocalFiles(settings), controllers, own)
+        return cls(settings, PyslurmCluster(), nodes, files, FileStore(Path(settings.state_dir)))
 
     def reconciler(self) -> Reconciler:
         clock = RealClock()
@@ -68,6 +70,7 @@ class Assembly:
                 caps_dir=self.settings.node.caps_dir,
                 fence_wait_s=rules.fence_wait_s,
             ),
+            by_reconfigure=self.by_reconfigure,
         )
         policy = Policy(
             rules.min_wait_s,
@@ -75,20 +78,25 @@ class Assembly:
             rules.max_nodes_in_transition,
             rules.withhold_s,
             rules.fence_wait_s,
+            self.settings.slurm.reconfigure_interval_s if self.by_reconfigure else 0.0,
         )
         return Reconciler(self.cluster, self.nodes, self.files, self.store, clock, executor, policy)
 
+    @property
+    def by_reconfigure(self) -> bool:
+        """Is what is published taken up by a reconfigure of the whole cluster?"""
+        return self.settings.slurm.publish == "reconfigure"
+
     def site(self) -> SlurmFiles:
-        site = SlurmFiles(Path(self.settings.slurm.conf), Path(self.settings.slurm.gres_conf))
-        site.load()
-        return site
+        """The site's files on this host. Raises ConfigError."""
+        return self.files.here.site()
 
     def enrolment(self) -> Enrolment:
         return Enrolment(
             self.cluster,
             self.nodes,
             RealClock(),
-            self.commit,
+            self.files.switch,
             self.store.save_managed,
             self.store.forget,
         )
@@ -97,26 +105,40 @@ class Assembly:
         """The record of a node that is being enrolled, from its lines and its GPUs."""
         site = self.site()
         refuse_unsupported(site)
+        slurm = self.settings.slurm
+        refuse_other_way(site, slurm.config)
+        conf = Path(slurm.gres_conf)
+        own = [
+            GresLine(None, attributes, conf, 0)
+            for attributes in (self.nodes.gres_lines(name) if slurm.nodes_have_own else ())
+        ]
         group = next((g for g in self.settings.groups if name in expand(g.nodes)), None)
         whole = Whole(group.whole_type, group.mode_change) if group else Whole()
-        return managed_node(site, name, facts, self.settings.node.caps_dir, whole)
+        return managed_node(site, name, facts, self.settings.node.caps_dir, whole, own)
 
-    def commit(self, managed: Sequence[ManagedNode]) -> None:
-        """Write our files for exactly these nodes, and the site's files around them."""
-        site = self.site()
-        names = [node.name for node in managed]
-        catalog = self.files.catalog if managed else []
-        partitions = {p: catalog for node in managed for p in node.partitions}
-        self.files.write(managed)
-        self.write_submit_table(managed)
-        backups = self.store.root / "backups"
-        site.write(site.manage(names, catalog, partitions), backups)
 
-    def write_submit_table(self, managed: Sequence[ManagedNode]) -> None:
+class LocalFiles(ManagedFiles):
+    """This controller's copies, and what its submit plugin reads."""
+
+    def __init__(self, settings: Settings) -> None:
+        slurm = settings.slurm
+        places = Places(Path(slurm.conf), Path(slurm.gres_conf), slurm.includes)
+        prefix, count = settings.catalog.prefix, settings.catalog.nodes
+        catalog = [f"{prefix}-{n + 1}" for n in range(count)]
+        super().__init__(places, Path(settings.state_dir) / "backups", catalog)
+        self._settings = settings
+
+    def commit(self, nodes: Sequence[ManagedNode]) -> None:
+        self._write_submit_table(nodes)
+        super().commit(nodes)
+
+    def _write_submit_table(self, managed: Sequence[ManagedNode]) -> None:
         """What the submit plugin knows: types by partition, and what untyped requests get."""
-        rules = self.settings.submit
+        rules = self._settings.submit
         fillers = sorted({f for node in managed for f in node.fillers})
         text = submit.submit_table(
             rules.default_types, rules.untyped, possible_by_partition(managed), fillers
         )
-        write_atomic(Path(self.settings.slurm.managed_dir) / "submit.lua", text)
+        path = Path(self._settings.slurm.managed_dir) / "submit.lua"
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        write_atomic(path, text)

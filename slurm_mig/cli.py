@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slurm_mig import __version__, config
+from slurm_mig.commands.files import files
 from slurm_mig.errors import Exit, SlurmMigError
 
 if TYPE_CHECKING:
@@ -80,7 +82,7 @@ def reconcile(config_path: Path, loop_s: float | None, dry_run: bool) -> None:  
     ending = _ending()
     while True:
         assembly = _assembly(config_path)
-        with assembly.store.lock(), assembly.nodes:
+        with assembly.store.lock(), assembly.nodes, closing(assembly.files):
             report = assembly.reconciler().cycle()
             quarantined = [
                 t.node
@@ -198,7 +200,7 @@ def enrol(config_path: Path, nodes: tuple[str, ...], wait_s: float) -> None:
     from slurm_mig.enrolment import Timing
 
     assembly = _assembly(config_path)
-    with assembly.store.lock(), assembly.nodes:
+    with assembly.store.lock(), assembly.nodes, closing(assembly.files):
         new = assembly.enrolment().enrol(
             _names(nodes), assembly.store.managed(), assembly.build, Timing(wait_s)
         )
@@ -218,7 +220,7 @@ def leave(config_path: Path, nodes: tuple[str, ...], wait_s: float) -> None:
     from slurm_mig.enrolment import Timing
 
     assembly = _assembly(config_path)
-    with assembly.store.lock(), assembly.nodes:
+    with assembly.store.lock(), assembly.nodes, closing(assembly.files):
         assembly.enrolment().leave(_names(nodes), assembly.store.managed(), Timing(wait_s))
     click.echo(f"{', '.join(_names(nodes))}: back on the site's own lines")
 
@@ -228,11 +230,10 @@ def leave(config_path: Path, nodes: tuple[str, ...], wait_s: float) -> None:
 def rewrite(config_path: Path) -> None:
     """Write nodes.conf, gres.conf and submit.lua again from the records, over any hand edit."""
     assembly = _assembly(config_path)
-    with assembly.store.lock():
+    with assembly.store.lock(), assembly.nodes, closing(assembly.files):
         managed = list(assembly.store.managed().values())
-        assembly.files.write(managed)
-        assembly.write_submit_table(managed)
-    click.echo(f"{assembly.files.directory}: written for {len(managed)} nodes")
+        assembly.files.switch(managed, [node.name for node in managed])
+    click.echo(f"{assembly.files.here.directory}: written for {len(managed)} nodes")
 
 
 @main.group()
@@ -270,6 +271,9 @@ def observe(config_path: Path, name: str | None) -> None:
     from slurm_mig.core.codec import encode
 
     click.echo(json.dumps(encode(_agent(config_path, name).observe()), indent=2))
+
+
+main.add_command(files)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ from slurm_mig.core.model import is_filler
 from slurm_mig.errors import ConfigError
 
 DEFAULT_PATH = "/etc/slurm/slurm-mig.yaml"
+SENT_CONF = "/run/slurm/conf/slurm.conf"
+"""Where a slurmd without files of its own puts what slurmctld sent (a link to its spool)."""
 
 T = TypeVar("T")
 Place = tuple[str | int, ...]
@@ -103,6 +105,7 @@ def _node_set(text: str) -> str:
     return "" if good else f"is {text!r}: should be a node set such as a100-[1-2]"
 
 
+HOST = r"[A-Za-z0-9][A-Za-z0-9.-]*"
 PROFILE = r"\d+g\.\d+gb([+-][a-z.]+)?"
 # No space: the slot map and Slurm's files are read word by word.
 FilePath = Annotated[str, _matches(r"/[!-~]*", "should be an absolute path without spaces")]
@@ -119,8 +122,29 @@ class SlurmSettings:
     conf: FilePath = "/etc/slurm/slurm.conf"
     gres_conf: FilePath = "/etc/slurm/gres.conf"
     managed_dir: FilePath = "/etc/slurm/slurm-mig"
-    config: Annotated[str, _one_of("shared")] = "shared"
-    publish: Annotated[str, _one_of("node")] = "node"
+    config: Annotated[str, _one_of("shared", "per-host", "configless")] = "shared"
+    publish: Annotated[str, _one_of("node", "reconfigure")] = "node"
+    reconfigure_interval_s: Seconds = 60.0
+    controllers: tuple[Annotated[str, _matches(HOST, "should be a host's name")], ...] = ()
+    """Hosts of a slurmctld that have copies of their own; the one that this runs on is left out."""
+    controller_command: Annotated[tuple[str, ...], Rule(_remote_command)] = (
+        "ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "root@%h",
+        "slurm-mig", "files", "serve",
+    )  # fmt: skip
+
+    @property
+    def includes(self) -> tuple[str, str]:
+        """Our part of slurm.conf and of gres.conf, as the Include lines name them.
+
+        slurmctld sends an included file to a configless slurmd only if its name has no slash.
+        """
+        stem = "slurm-mig-" if self.config == "configless" else "slurm-mig/"
+        return f"{stem}nodes.conf", f"{stem}gres.conf"
+
+    @property
+    def nodes_have_own(self) -> bool:
+        """Does a managed node read files of its own?"""
+        return self.config == "per-host" or (self.config, self.publish) == ("configless", "node")
 
 
 @dataclass(frozen=True)
@@ -145,7 +169,8 @@ class NodeSettings:
     restart_deadline_s: Deadline = 30.0
     caps_dir: FilePath = "/dev/nvidia-caps"
     slurm_conf: str = field(default=SlurmSettings.conf, metadata={"derived": True})
-    """Taken from `slurm.conf`; not a key of the `node` section."""
+    """The file that slurmd reads: `slurm.conf`, or what slurmctld sent; no key of this section."""
+    slurm: SlurmSettings = field(default=SlurmSettings(), metadata={"derived": True})
 
 
 @dataclass(frozen=True)
@@ -221,7 +246,7 @@ def load(path: Path) -> Settings:
     _check_managed_dir(data, faults)
     if faults or settings is None:
         raise _bad(document, faults)
-    node = dataclasses.replace(settings.node, slurm_conf=settings.slurm.conf)
+    node = _with_slurm(settings.node, settings.slurm)
     return dataclasses.replace(settings, node=node)
 
 
@@ -239,7 +264,13 @@ def load_node(path: Path) -> NodeSettings:
     values = _by_hand(NodeSettings, data.get("node", {}), ("node",), faults)
     if faults:
         raise _bad(document, faults)
-    return NodeSettings(**{**values, "slurm_conf": slurm.get("conf", SlurmSettings.conf)})
+    return _with_slurm(NodeSettings(**values), SlurmSettings(**slurm))
+
+
+def _with_slurm(node: NodeSettings, slurm: SlurmSettings) -> NodeSettings:
+    """What the node section takes from the other one."""
+    sent = (slurm.config, slurm.publish) == ("configless", "reconfigure")
+    return dataclasses.replace(node, slurm=slurm, slurm_conf=SENT_CONF if sent else slurm.conf)
 
 
 def _keys(kind: Any) -> list[str]:

@@ -79,18 +79,43 @@ def refuse_unsupported(site: SiteFiles) -> None:
         )
 
 
+def refuse_other_way(site: SiteFiles, config: str) -> None:
+    """Raises ConfigError where slurm.conf and our `slurm.config` say different things."""
+    parameters = (site.value("SlurmctldParameters") or "").lower().split(",")
+    configless = "enable_configless" in [p.strip() for p in parameters]
+    if configless == (config == "configless"):
+        return
+    if configless:
+        raise ConfigError(
+            "SlurmctldParameters has enable_configless: a slurmd or sackd without files gets no "
+            f"included file whose name has a slash, as ours have with `config: {config}`; "
+            "nothing was changed",
+            hint="Set `config: configless` in the configuration here and on the nodes.",
+        )
+    raise ConfigError(
+        "`config: configless`, and SlurmctldParameters in slurm.conf lacks enable_configless; "
+        "nothing was changed"
+    )
+
+
 def managed_node(
-    site: SiteFiles, name: str, facts: NodeFacts, caps_dir: str, whole: Whole = Whole()
+    site: SiteFiles,
+    name: str,
+    facts: NodeFacts,
+    caps_dir: str,
+    whole: Whole = Whole(),
+    own_lines: Sequence[Any] = (),
 ) -> ManagedNode:
     """What the node will be in our care: constant count, slots of what is there, fillers, guard.
 
-    Raises ConfigError for a node whose GPUs or lines are not understood.
+    `own_lines` are the gpu lines of a gres.conf that the node has for itself. Raises ConfigError
+    for a node whose GPUs or lines are not understood.
     """
     definition = site.node(name)
     attributes = {
         k: v for k, v in definition.attributes.items() if k.lower() not in ("nodename", "gres")
     }
-    lines = site.gres_lines(name)
+    lines = [*site.gres_lines(name), *own_lines]
     switchable = frozenset(g.index for g in facts.gpus if whole.allows(g))
     types = _whole_types(name, facts.gpus, lines, whole.type)
     types |= {index: whole.type for index in switchable if index not in types}
@@ -198,14 +223,14 @@ def _most(cut: Sequence[Gpu], whole: Mapping[int, str]) -> dict[str, int]:
 
 class Enrolment:
     """Enrol and leave, over the ports. `commit` writes the site's and our files for a set of
-    managed nodes; `remember` and `forget` keep the records."""
+    managed nodes, of which those named come or go; `remember` and `forget` keep the records."""
 
     def __init__(
         self,
         cluster: Cluster,
         nodes: Nodes,
         clock: Clock,
-        commit: Callable[[Sequence[ManagedNode]], None],
+        commit: Callable[[Sequence[ManagedNode], Sequence[str]], None],
         remember: Callable[[ManagedNode], None],
         forget: Callable[[str], None],
     ) -> None:
@@ -289,11 +314,11 @@ class Enrolment:
             for node in new:
                 self._nodes.prepare(node.name, node.slots)
             written = True
-            self._commit(target)
+            self._commit(target, names)
             self._apply(names, new, timing)
         except SlurmMigError:
             if written:
-                self._commit(before)
+                self._commit(before, names)
                 self._cluster.reconfigure()
             for name in fenced:
                 self._cluster.resume(name)

@@ -104,6 +104,8 @@ class Executor:
         clock: Clock,
         limits: Limits = Limits(),
         alive: Callable[[Step], None] = lambda _: None,
+        *,
+        by_reconfigure: bool = False,
     ) -> None:
         self._cluster = cluster
         self._nodes = nodes
@@ -112,11 +114,38 @@ class Executor:
         self._clock = clock
         self._limits = limits
         self._alive = alive
+        self.by_reconfigure = by_reconfigure
 
     def reshape(self, node: ManagedNode, change: NodeChange) -> Outcome:
         """Carry out a planned change, or leave the node as it was and say why."""
+        return self._run(self._begin(node, change))
+
+    def reshape_all(self, work: Sequence[tuple[ManagedNode, NodeChange]]) -> list[Outcome]:
+        """`reshape` of several nodes. Where a reconfigure publishes, they share one."""
+        if not self.by_reconfigure:
+            return [self.reshape(node, change) for node, change in work]
+        runs = [_Run(self, self._begin(node, change), Situation()) for node, change in work]
+        ended = {run.name: self._advance(run, Step.REGISTER) for run in runs}
+        ready = [run for run in runs if ended[run.name] is None]
+        if ready:
+            failure = self._reconfigure(ready)
+            for run in ready:
+                ended[run.name] = self._quarantine(run, failure) if failure else self._advance(run)
+        return [outcome for outcome in ended.values() if outcome is not None]
+
+    def _reconfigure(self, runs: Sequence[_Run]) -> str:
+        """One reconfigure for all of them; returns why it failed, if it did."""
+        try:
+            self._cluster.reconfigure()
+        except UnreachableError as error:
+            return str(error)
+        for run in runs:
+            run.reconfigured = True
+        return ""
+
+    def _begin(self, node: ManagedNode, change: NodeChange) -> Transaction:
         ident = uuid.uuid4().hex[:8]
-        transaction = Transaction(
+        return Transaction(
             id=ident,
             node=node.name,
             phase=Phase.FENCED,
@@ -126,7 +155,6 @@ class Executor:
             before=node.slots,
             until=self._clock.now() + self._limits.fence_wait_s if change.behind_fence else 0.0,
         )
-        return self._run(transaction)
 
     def repair(self, node: ManagedNode, why: str) -> Outcome:
         """Publish what is there again, where slurmctld and the record no longer agree."""
@@ -177,9 +205,16 @@ class Executor:
         return self._finish(transaction, Phase.RELEASED)
 
     def _run(self, transaction: Transaction, seen: Situation = Situation()) -> Outcome:  # noqa: B008
-        run = _Run(self, transaction, seen)
+        outcome = self._advance(_Run(self, transaction, seen))
+        assert outcome is not None
+        return outcome
+
+    def _advance(self, run: _Run, until: Step = Step.DONE) -> Outcome | None:
+        """The steps before `until`: None when that is the next one, else what became of the run."""
         try:
             while (step := next_step(run.seen)) is not Step.DONE:
+                if step is until:
+                    return None
                 self._alive(step)
                 run.do(step)
         except (BusyError, ArrangementError) as error:
@@ -251,6 +286,8 @@ class _Run:
         self.touched = transaction.phase is not Phase.FENCED
         self.theirs = ""
         """The reason of an administrator's drain that has taken our fence's place."""
+        self.reconfigured = False
+        """Has slurmctld been asked to read its files again since ours were written?"""
         self._facts: NodeFacts | None = None
         self._node: SlurmNode | None = None
         self._marks: dict[str, float] = {}
@@ -388,8 +425,16 @@ class _Run:
         self.transaction = replace(self.transaction, slots=new)
         self._journal(Phase.PUBLISHED)
         managed = self._x._store.managed()
-        managed[self.name] = replace(managed[self.name], slots=new)
-        self._x._files.write(list(managed.values()))
+        for name, other in managed.items():
+            # What another node in transition is about to publish is in the files too.
+            open_one = self._x._store.transaction(name)
+            if open_one is not None and open_one.phase is Phase.PUBLISHED:
+                managed[name] = replace(other, slots=open_one.slots)
+        if self._x.by_reconfigure:
+            # From here anybody's reconfigure would have slurmd look for the new device files.
+            self._x._nodes.prepare(self.name, new)
+        self._x._files.write(list(managed.values()), self.name)
+        self.reconfigured = False
         self.seen = replace(self.seen, written=True)
 
     def register(self) -> None:
@@ -398,8 +443,37 @@ class _Run:
         When a type vanishes while jobs use gpus of the node this takes two registrations
         (`slots.bridge_line`).
         """
-        node, _ = self._current()
         managed = self._published()
+        if self._x.by_reconfigure:
+            self._register_by_reconfigure(managed)
+        else:
+            self._register_by_node(managed)
+        self._x._store.save_managed(managed)
+        self.seen = replace(self.seen, registered=True)
+
+    def _register_by_reconfigure(self, managed: ManagedNode) -> None:
+        """slurmctld reads its files again and has every slurmd do the same. Its answer says little:
+        the node's slurmd must be another one, and slurmctld must show the slots."""
+        _, facts = self._current()
+        if not self.reconfigured:
+            self._x._cluster.reconfigure()
+            self.reconfigured = True
+        self._x._nodes.follow(self.name, facts.slurmd_pid)
+        self._shows(managed)
+        self._say_the_reason_again()
+
+    def _shows(self, managed: ManagedNode) -> None:
+        wanted = slots.tally(managed.slots)
+        self._wait(
+            lambda n: (
+                "INVALID_REG" not in n.states and list(n.gres.items()) == list(wanted.items())
+            ),
+            "slurmctld to show the new Gres",
+        )
+
+    def _register_by_node(self, managed: ManagedNode) -> None:
+        """Only this node's slurmd registers, once or twice."""
+        node, _ = self._current()
         bridge = None
         if node.allocations:
             bridge = slots.bridge_line(node.gres, managed.slots, publish.all_types(managed))
@@ -412,15 +486,7 @@ class _Run:
             self._say_the_reason_again()
         self._x._cluster.set_gres(self.name, publish.node_gres(managed))
         self._x._nodes.publish(self.name, managed.slots)
-        wanted = slots.tally(managed.slots)
-        self._wait(
-            lambda n: (
-                "INVALID_REG" not in n.states and list(n.gres.items()) == list(wanted.items())
-            ),
-            "slurmctld to show the new Gres",
-        )
-        self._x._store.save_managed(managed)
-        self.seen = replace(self.seen, registered=True)
+        self._shows(managed)
 
     def _published(self) -> ManagedNode:
         """The node's record once this transaction's slots are confirmed."""
@@ -436,6 +502,7 @@ class _Run:
             managed,
             slots=self.transaction.slots,
             withheld=tuple(withheld),
+            published=now,
             reshaped={**managed.reshaped, **reshaped},
         )
 
@@ -453,14 +520,21 @@ class _Run:
     def _wait(self, ready: Callable[[SlurmNode], bool], what: str) -> SlurmNode:
         deadline = self._x._clock.now() + self._x._limits.register_s
         while True:
-            node = self._x._cluster.watch(self.name)
-            if ready(node):
-                return node
-            if self._x._clock.now() > deadline:
+            try:
+                node = self._x._cluster.watch(self.name)
+                if ready(node):
+                    return node
                 shown = ",".join(f"{t}:{n}" for t, n in node.gres.items())
+                seen = f"{'+'.join(sorted(node.states))}, Gres {shown}, reason {node.reason!r}"
+            except GoneError:
+                raise
+            except UnreachableError as error:
+                # slurmctld starts anew in a reconfigure, and another one may be taking over.
+                seen = str(error)
+            if self._x._clock.now() > deadline:
                 raise UnreachableError(
-                    f"{self.name}: waited {self._x._limits.register_s:g} s for {what}; it shows "
-                    f"{'+'.join(sorted(node.states))}, Gres {shown}, reason {node.reason!r}"
+                    f"{self.name}: waited {self._x._limits.register_s:g} s for {what}; "
+                    f"it shows {seen}"
                 )
             self._x._clock.sleep(POLL_S)
 

@@ -15,13 +15,14 @@ from typing import Any, TextIO
 from slurm_mig.adapters import system
 from slurm_mig.adapters.atomic import write_atomic
 from slurm_mig.adapters.gpus import NvmlGpus
+from slurm_mig.adapters.managedfiles import ManagedFiles, Places
 from slurm_mig.adapters.registrar import Registrar
 from slurm_mig.config import NodeSettings
 from slurm_mig.core import slotmap
 from slurm_mig.core.codec import decode, encode
 from slurm_mig.core.model import Gpu, GpuChange, Instance, NodeChange, Placement, Slots
-from slurm_mig.core.records import NodeFacts
-from slurm_mig.errors import BusyError, GpuError, SlurmMigError
+from slurm_mig.core.records import ManagedNode, NodeFacts
+from slurm_mig.errors import BusyError, ConfigError, GpuError, SlurmMigError
 
 PROTOCOL = 1
 
@@ -39,6 +40,8 @@ class NodeAgent:
             settings.slurm_conf,
         )
         self._registrar = Registrar(settings.slurm_conf, settings.run_dir, node_name)
+        self._name = node_name
+        self._files = _own_files(settings)
 
     def observe(self) -> NodeFacts:
         """GPUs, driver, slurmd and its hooks, as they are now."""
@@ -48,6 +51,7 @@ class NodeAgent:
             slurmd_pid=self._slurmd.pid(),
             hooks=self._slurmd.hooks(),
             stepd_jobs=system.stepd_jobs(),
+            copies=self._files.copies() if self._files else {},
         )
 
     def reshape(self, change: NodeChange) -> NodeFacts:
@@ -114,8 +118,43 @@ class NodeAgent:
         self.prepare(slots)
         self._slurmd.reload()
 
+    def follow(self, slurmd_pid: int) -> None:
+        """Wait until slurmd, `slurmd_pid` before a reconfigure, has taken up what it brought."""
+        self._slurmd.follow(slurmd_pid)
+
     def announce(self) -> None:
         self._slurmd.announce()
+
+    def write_files(self, node: ManagedNode) -> None:
+        """This node's part of its own files; the site's lines around it are kept."""
+        self._own(node.name).commit([node])
+
+    def leave_files(self) -> None:
+        """The site's own files again, to the byte; ours go."""
+        files = self._own(self._name)
+        files.commit([])
+        for path in files.places.ours:
+            path.unlink(missing_ok=True)
+
+    def gres_lines(self) -> list[dict[str, str]]:
+        """Attributes of the site's gpu lines for this node in its own gres.conf."""
+        return [dict(line.attributes) for line in self._own(self._name).gres_lines(self._name)]
+
+    def _own(self, name: str) -> ManagedFiles:
+        if self._files is None or name != self._name:
+            raise ConfigError(
+                f"{self._name} has no files of its own for {name}; nothing was changed",
+                hint="Are slurm.config and slurm.publish the same here as on the controller?",
+            )
+        return self._files
+
+
+def _own_files(settings: NodeSettings) -> ManagedFiles | None:
+    slurm = settings.slurm
+    if not slurm.nodes_have_own:
+        return None
+    places = Places(Path(slurm.conf), Path(slurm.gres_conf), slurm.includes)
+    return ManagedFiles(places, Path(settings.state_dir) / "backups", one_host=True)
 
 
 def _going(gpu: Gpu, part: GpuChange) -> list[Instance]:
@@ -156,22 +195,34 @@ def _verify(gpu: Gpu, part: GpuChange) -> None:
         )
 
 
+Verbs = Mapping[str, Callable[[Any], Any]]
+
+
 def serve(agent: NodeAgent, requests: TextIO, answers: TextIO) -> None:
-    """Answer requests until there are none. A request that fails is answered with its error."""
-    verbs: Mapping[str, Callable[[Any], Any]] = {
+    """Answer what the controller may ask of a node."""
+    verbs: Verbs = {
         "observe": lambda _: agent.observe(),
         "reshape": lambda data: agent.reshape(decode(NodeChange, data, "change")),
         "prepare": lambda data: agent.prepare(decode(Slots, data, "slots")),
         "publish": lambda data: agent.publish(decode(Slots, data, "slots")),
         "preregister": lambda data: agent.preregister(decode(Slots, data, "slots")),
         "announce": lambda _: agent.announce(),
+        "follow": lambda data: agent.follow(decode(int, data, "slurmd_pid")),
+        "write_files": lambda data: agent.write_files(decode(ManagedNode, data, "node")),
+        "leave_files": lambda _: agent.leave_files(),
+        "gres_lines": lambda _: agent.gres_lines(),
     }
+    answer_all(verbs, requests, answers)
+
+
+def answer_all(verbs: Verbs, requests: TextIO, answers: TextIO) -> None:
+    """Answer requests until there are none. A request that fails is answered with its error."""
     for line in requests:
         answers.write(json.dumps(_answer(verbs, line)) + "\n")
         answers.flush()
 
 
-def _answer(verbs: Mapping[str, Callable[[Any], Any]], line: str) -> dict[str, Any]:
+def _answer(verbs: Verbs, line: str) -> dict[str, Any]:
     try:
         request = json.loads(line)
         if not isinstance(request, dict) or request.get("verb") not in verbs:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from slurm_mig.core import demand, planner, policy, slots
+from slurm_mig.core import demand, planner, policy, publish, slots
 from slurm_mig.core.model import Gpu, JobRequest, NodeCondition, NodeView, Plan, SlurmNode
 from slurm_mig.core.records import CycleReport, ManagedNode, NodeFacts, Phase, Transaction
 from slurm_mig.errors import SlurmMigError
@@ -72,7 +72,7 @@ class Reconciler:
             seen = self.observe()
         plan = self.plan(seen)
         managed = self._store.managed()
-        outcomes += [self._executor.reshape(managed[c.node], c) for c in plan.changes]
+        outcomes += self._executor.reshape_all([(managed[c.node], c) for c in plan.changes])
         now = self._clock.now()
         unserved = {r.job_id: r.reason for r in plan.refusals} | _failures(outcomes, plan)
         report = CycleReport(
@@ -152,9 +152,11 @@ class Reconciler:
             transaction = self._store.transaction(name)
             pending = transaction is not None and transaction.is_open and transaction.slots
             also.append(replace(node, slots=transaction.slots) if transaction and pending else node)
-        for path in self._files.check(list(managed.values()), also):
-            log.warning("%s held an earlier state of ours: written again", path)
-            self._files.write(list(managed.values()))
+        stale = self._files.check(list(managed.values()), also)
+        for place in stale:
+            log.warning("%s held an earlier state, or lost our part: written again", place)
+        if stale:
+            self._files.restore(list(managed.values()))
 
 
 def _away(node: SlurmNode) -> bool:
@@ -220,13 +222,29 @@ def _condition(
         return NodeCondition.RESERVED, "in an active reservation"
     if not isinstance(facts, NodeFacts):
         return NodeCondition.AWAY, str(facts or "the node was not asked")
-    drift = _drift(managed, facts)
+    drift = _edited(facts) or _drift(managed, facts)
     if drift:
         return NodeCondition.AWAY, drift
-    disagreement = _disagreement(managed, shown)
+    disagreement = _disagreement(managed, shown) or _stale(managed, facts)
     if disagreement:
         return NodeCondition.BROKEN, disagreement
     return NodeCondition.USABLE, ""
+
+
+def _edited(facts: NodeFacts) -> str:
+    """A copy on the node itself that a person has edited: nothing is written over it."""
+    names = ", ".join(name for name, found in facts.copies.items() if found == "edited")
+    return f"its own {names} was edited by hand: `slurm-mig rewrite` writes it again" * bool(names)
+
+
+def _stale(managed: ManagedNode, facts: NodeFacts) -> str:
+    """A copy on the node itself that is not what was last published."""
+    wanted = publish.own_copies(managed)
+    return "; ".join(
+        f"its own {name} is {found if ' ' in found or found == 'missing' else 'an earlier one'}"
+        for name, found in facts.copies.items()
+        if found != wanted.get(name)
+    )
 
 
 def _drift(managed: ManagedNode, facts: NodeFacts) -> str:

@@ -1,45 +1,92 @@
-"""Our own published files, `config: shared`: nodes.conf and gres.conf in the managed directory.
+"""One host's copies: our published files, and our marks in the site's files around them.
 
-slurm.conf and gres.conf of the site include them. Written whole and atomically from the records;
-a hand edit is noticed before anything is changed.
+The site's slurm.conf and gres.conf include ours, which are written whole and atomically from the
+records; a hand edit is noticed before anything is changed. Used on the controller, on the other
+controllers' hosts, and on GPU nodes that have files of their own (adapters/copies.py says which).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from slurm_mig.adapters.atomic import write_atomic
+from slurm_mig.adapters.slurmfiles import GresLine, SlurmFiles
 from slurm_mig.core import publish
 from slurm_mig.core.records import ManagedNode
 from slurm_mig.errors import DriftError
 
 
-class ManagedFiles:
-    """nodes.conf and gres.conf under `directory`; `catalog` names the catalog's node records."""
+@dataclass(frozen=True)
+class Places:
+    """Where a host has Slurm's files; ours are named relative to slurm.conf's directory."""
 
-    def __init__(self, directory: Path, catalog: Sequence[str] = ()) -> None:
-        self.directory = directory
+    conf: Path
+    gres_conf: Path
+    includes: tuple[str, str] = ("slurm-mig/nodes.conf", "slurm-mig/gres.conf")
+
+    @property
+    def ours(self) -> tuple[Path, Path]:
+        """Our part of slurm.conf and of gres.conf."""
+        nodes, gres = self.includes
+        return self.conf.parent / nodes, self.conf.parent / gres
+
+
+class ManagedFiles:
+    """The copies at `places`. `catalog` names the catalog's node records; `one_host`: they are
+    one GPU node's own, and hold that node alone."""
+
+    def __init__(
+        self,
+        places: Places,
+        backups: Path,
+        catalog: Sequence[str] = (),
+        *,
+        one_host: bool = False,
+    ) -> None:
+        self.places = places
         self.catalog = list(catalog)
+        self._backups = backups
+        self._one_host = one_host
+
+    @property
+    def directory(self) -> Path:
+        return self.places.conf.parent
+
+    def site(self) -> SlurmFiles:
+        """The site's own files, read now. Raises ConfigError."""
+        nodes, gres = self.places.includes
+        site = SlurmFiles(
+            self.places.conf, self.places.gres_conf, nodes_include=nodes, gres_include=gres
+        )
+        site.load()
+        return site
+
+    def gres_lines(self, name: str) -> list[GresLine]:
+        """The site's gpu lines that apply to a node here."""
+        return self.site().gres_lines(name)
 
     def texts(self, nodes: Sequence[ManagedNode]) -> dict[Path, str]:
-        """What the files should say for these nodes."""
+        """What our files should say for these nodes; gres.conf first, as only slurmd reads it."""
         catalog = publish.catalog_lines(self.catalog, nodes)
+        nodes_conf, gres_conf = self.places.ours
         return {
-            self.directory / "gres.conf": publish.gres_conf(nodes),
-            self.directory / "nodes.conf": publish.nodes_conf(nodes, catalog),
+            gres_conf: publish.gres_conf(nodes),
+            nodes_conf: publish.nodes_conf(nodes, catalog),
         }
 
-    def check(self, nodes: Sequence[ManagedNode], also: Sequence[ManagedNode] = ()) -> list[Path]:
-        """Files that hold an earlier state of ours, such as one brought back from a backup.
+    def check(self, nodes: Sequence[ManagedNode], also: Sequence[ManagedNode] = ()) -> list[str]:
+        """Files that hold an earlier state of ours, such as one brought back from a backup, and
+        files of the site's that have lost the line that includes ours.
 
         `also` are the records with a transaction's slots, when one was interrupted. Raises
-        DriftError for a file that is gone or that a person has edited.
+        DriftError for a file of ours that is gone or that a person has edited.
         """
         either = self.texts(also) if also else {}
         stale = []
         for path, text in self.texts(nodes).items():
-            found = path.read_text(encoding="utf-8") if path.exists() else None
+            found = _text(path)
             if found in (text, either.get(path)):
                 continue
             if found is None or not publish.is_sealed(found):
@@ -48,14 +95,53 @@ class ManagedFiles:
                     f"{_first_difference(text, found or '')}; nothing was changed",
                     hint="Undo the edit, or run `slurm-mig rewrite` to write the file again.",
                 )
-            stale.append(path)
-        return stale
+            stale.append(str(path))
+        return stale + [str(path) for path in self.without_include()]
+
+    def without_include(self) -> list[Path]:
+        """The site's files in which nothing includes ours."""
+        both = zip((self.places.conf, self.places.gres_conf), self.places.includes, strict=True)
+        return [path for path, name in both if f"Include {name}\n" not in (_text(path) or "")]
+
+    def copies(self) -> Mapping[str, str]:
+        """What is here, for a comparison elsewhere: by name, the digest of each of our files, or
+        `edited`, `missing`, `not included`."""
+        found = {}
+        lost = self.without_include()
+        sites = (self.places.conf, self.places.gres_conf)
+        for name, ours, site in zip(("nodes.conf", "gres.conf"), self.places.ours, sites):  # noqa: B905
+            text = _text(ours)
+            if text is None:
+                found[name] = "missing"
+            elif site in lost:
+                found[name] = "not included"
+            else:
+                found[name] = publish.digest(text) if publish.is_sealed(text) else "edited"
+        return found
 
     def write(self, nodes: Sequence[ManagedNode]) -> None:
-        """Write both files; gres.conf first, as only slurmd reads it."""
-        self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        """Write both files of ours; nothing else is touched."""
         for path, text in self.texts(nodes).items():
+            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             write_atomic(path, text)
+
+    def commit(self, nodes: Sequence[ManagedNode]) -> None:
+        """`write`, and the site's files around ours: exactly these nodes are ours. Safe to repeat;
+        where all is as wanted only our own files are written."""
+        site = self.site()
+        names = [node.name for node in nodes]
+        catalog = self.catalog if nodes else []
+        partitions = {p: catalog for node in nodes for p in node.partitions} if catalog else {}
+        edits = site.manage(names, catalog, partitions, one_host=self._one_host)
+        self.write(nodes)
+        site.write(edits, self._backups)
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="surrogateescape")
+    except FileNotFoundError:
+        return None
 
 
 def _first_difference(wanted: str, found: str) -> str:

@@ -1,4 +1,5 @@
-"""The remote command: `slurm-mig node serve` on each GPU node, JSON lines in and out.
+"""The remote commands, JSON lines in and out: `slurm-mig node serve` on each GPU node, `slurm-mig
+files serve` on the other controllers' hosts.
 
 One process per node and cycle, started at the first request and kept until `close`, so that a
 reshape pays for one connection. The command is an argument vector from the configuration (ssh by
@@ -21,10 +22,11 @@ from typing import Any, TypeVar
 from slurm_mig import errors
 from slurm_mig.core.codec import decode, encode
 from slurm_mig.core.model import NodeChange, Slots
-from slurm_mig.core.records import NodeFacts
+from slurm_mig.core.records import ManagedNode, NodeFacts
 from slurm_mig.errors import ConfigError, GpuError, SlurmMigError, UnreachableError
 
 T = TypeVar("T")
+S = TypeVar("S", bound="Remote")
 
 ANSWER_LIMIT = 16 << 20
 """Bytes of one answer; 8 GPUs with 7 instances each need some 20 KiB."""
@@ -36,15 +38,15 @@ class _Session:
     buffer: bytearray = field(default_factory=bytearray)
 
 
-class RemoteNodes:
-    """The nodes through the remote command. `%h` in the command is the node's name."""
+class Remote:
+    """Hosts through a command of JSON lines. `%h` in the command is the host's name."""
 
     def __init__(self, command: Sequence[str], timeout_s: float) -> None:
         self._command = list(command)
         self._timeout_s = timeout_s
         self._sessions: dict[str, _Session] = {}
 
-    def __enter__(self) -> RemoteNodes:
+    def __enter__(self: S) -> S:
         return self
 
     def __exit__(
@@ -59,39 +61,6 @@ class RemoteNodes:
         """End every session; a node command ends when its stdin does."""
         for name in list(self._sessions):
             self._drop(name, grace_s=2.0)
-
-    def observe(self, names: Sequence[str]) -> dict[str, NodeFacts | SlurmMigError]:
-        """Facts of all nodes, asked at the same time; a node that fails gives its error."""
-        deadline = time.monotonic() + self._timeout_s
-        found: dict[str, NodeFacts | SlurmMigError] = {}
-        asked = []
-        for name in names:
-            try:
-                self._send(name, "observe", None)
-                asked.append(name)
-            except SlurmMigError as error:
-                found[name] = error
-        for name in asked:
-            try:
-                found[name] = decode(NodeFacts, self._receive(name, deadline), name)
-            except SlurmMigError as error:
-                found[name] = error
-        return found
-
-    def reshape(self, name: str, change: NodeChange) -> NodeFacts:
-        return decode(NodeFacts, self._call(name, "reshape", encode(change)), name)
-
-    def prepare(self, name: str, slots: Slots) -> None:
-        self._call(name, "prepare", encode(slots))
-
-    def publish(self, name: str, slots: Slots) -> None:
-        self._call(name, "publish", encode(slots))
-
-    def preregister(self, name: str, slots: Slots) -> None:
-        self._call(name, "preregister", encode(slots))
-
-    def announce(self, name: str) -> None:
-        self._call(name, "announce", None)
 
     def _call(self, name: str, verb: str, data: Any) -> Any:
         self._send(name, verb, data)
@@ -177,6 +146,74 @@ class RemoteNodes:
             process.kill()
             _, said = process.communicate()
         return (said or b"").decode(errors="replace").strip()[-500:]
+
+
+class RemoteNodes(Remote):
+    """The GPU nodes: `slurm-mig node serve`."""
+
+    def observe(self, names: Sequence[str]) -> dict[str, NodeFacts | SlurmMigError]:
+        """Facts of all nodes, asked at the same time; a node that fails gives its error."""
+        deadline = time.monotonic() + self._timeout_s
+        found: dict[str, NodeFacts | SlurmMigError] = {}
+        asked = []
+        for name in names:
+            try:
+                self._send(name, "observe", None)
+                asked.append(name)
+            except SlurmMigError as error:
+                found[name] = error
+        for name in asked:
+            try:
+                found[name] = decode(NodeFacts, self._receive(name, deadline), name)
+            except SlurmMigError as error:
+                found[name] = error
+        return found
+
+    def reshape(self, name: str, change: NodeChange) -> NodeFacts:
+        return decode(NodeFacts, self._call(name, "reshape", encode(change)), name)
+
+    def prepare(self, name: str, slots: Slots) -> None:
+        self._call(name, "prepare", encode(slots))
+
+    def publish(self, name: str, slots: Slots) -> None:
+        self._call(name, "publish", encode(slots))
+
+    def preregister(self, name: str, slots: Slots) -> None:
+        self._call(name, "preregister", encode(slots))
+
+    def follow(self, name: str, slurmd_pid: int) -> None:
+        self._call(name, "follow", slurmd_pid)
+
+    def announce(self, name: str) -> None:
+        self._call(name, "announce", None)
+
+    def write_files(self, name: str, node: ManagedNode) -> None:
+        self._call(name, "write_files", encode(node))
+
+    def leave_files(self, name: str) -> None:
+        self._call(name, "leave_files", None)
+
+    def gres_lines(self, name: str) -> list[dict[str, str]]:
+        """Attributes of the gpu lines in the node's own gres.conf."""
+        return decode(list[dict[str, str]], self._call(name, "gres_lines", None), name)
+
+
+class RemoteControllers(Remote):
+    """The other slurmctlds' hosts: `slurm-mig files serve`."""
+
+    def __init__(self, hosts: Sequence[str], command: Sequence[str], timeout_s: float) -> None:
+        super().__init__(command, timeout_s)
+        self.hosts = tuple(hosts)
+
+    def check(
+        self, host: str, nodes: Sequence[ManagedNode], also: Sequence[ManagedNode]
+    ) -> list[str]:
+        """Stale files there. Raises DriftError as ManagedFiles.check does."""
+        both = [encode(list(nodes)), encode(list(also))]
+        return decode(list[str], self._call(host, "check", both), host)
+
+    def commit(self, host: str, nodes: Sequence[ManagedNode]) -> None:
+        self._call(host, "commit", encode(list(nodes)))
 
 
 def _remote_error(name: str, data: Any) -> SlurmMigError:

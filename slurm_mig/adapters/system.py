@@ -20,6 +20,9 @@ from slurm_mig.errors import ConfigError, SlurmMigError, UnreachableError
 CAP_MODE = 0o444
 """Mode of a capability node (driver default; only mig/config is 0400)."""
 
+FOLLOW_S = 10.0
+"""How long slurmctld may take to pass a reconfigure on to a slurmd."""
+
 FORBIDDEN_MINORS = frozenset({1, 2})
 """mig/config and mig/monitor: never handed to a job."""
 
@@ -108,6 +111,14 @@ class Slurmd:
             os.kill(old, signal.SIGKILL)
             _wait(lambda: int(not _alive(old)), self._deadline_s)
         return self.restart()
+
+    def follow(self, old: int) -> int:
+        """Wait until slurmctld has had slurmd start anew (a reconfigure); returns the new pid.
+
+        A slurmd that the reconfigure has not reached in time is reloaded: without files of its own
+        it asks slurmctld for them then.
+        """
+        return _wait(lambda: self._changed(old), FOLLOW_S) or self.reload()
 
     def _lost_if_killed(self) -> str:
         """Why a kill would cost a job: a hook that runs, or the memory of prologs that have run.

@@ -25,6 +25,9 @@ class Policy:
     """How long idle instances may be withheld for a job that running jobs are in the way of."""
     fence_wait_s: float = 0.0
     """How long a node may then stay fenced for it."""
+    reconfigure_interval_s: float = 0.0
+    """The least time between two publications that reconfigure the whole cluster; nodes whose
+    change becomes due meanwhile then share one. 0 where no publication does."""
 
     def patience(self, unserved_s: float) -> Patience:
         """What may be done for a job that could not be served for this long.
@@ -51,8 +54,9 @@ def review(
     labels = {r.job_id: r.label for r in requests}
     allowed: list[NodeChange] = []
     refused: list[Refusal] = []
+    interval = _interval(managed, policy, now)
     for change in plan.changes:
-        reason = _objection(change, waited, managed.get(change.node), policy, now)
+        reason = _objection(change, waited, managed.get(change.node), policy, now) or interval
         if not reason and len(allowed) >= policy.max_nodes_in_transition:
             reason = f"{policy.max_nodes_in_transition} node(s) in transition at once: next cycle"
         if reason:
@@ -66,6 +70,13 @@ def _for_whom(change: NodeChange) -> list[int]:
     """The jobs that a change serves, or withholds instances for."""
     kept = [job for w in change.withheld for job in w.jobs]
     return list(dict.fromkeys((*change.serves, *kept)))
+
+
+def _interval(managed: Mapping[str, ManagedNode], policy: Policy, now: float) -> str:
+    """Why the cluster may not be reconfigured yet."""
+    published = max((node.published for node in managed.values()), default=0.0)
+    left = published + policy.reconfigure_interval_s - now
+    return f"the cluster was reconfigured lately: again in {left:.0f} s" if left > 0 else ""
 
 
 def _objection(

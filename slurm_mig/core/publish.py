@@ -23,8 +23,19 @@ def sealed(body: str) -> str:
 
 def is_sealed(text: str) -> bool:
     """True for a file that we wrote at some time and nobody edited since."""
-    found, _, body = text.removeprefix(f"{HEADER}{SEAL}").partition("\n")
-    return text.startswith(f"{HEADER}{SEAL}") and found == _digest(body)
+    _, _, body = text.removeprefix(f"{HEADER}{SEAL}").partition("\n")
+    return text.startswith(f"{HEADER}{SEAL}") and digest(text) == _digest(body)
+
+
+def digest(text: str) -> str:
+    """What a file of ours says that its contents are."""
+    return text.removeprefix(f"{HEADER}{SEAL}").partition("\n")[0]
+
+
+def own_copies(node: ManagedNode) -> dict[str, str]:
+    """The digest of each of our files on a node that has files of its own, as its facts give them
+    (`NodeFacts.copies`)."""
+    return {"nodes.conf": digest(nodes_conf([node])), "gres.conf": digest(gres_conf([node]))}
 
 
 def _digest(body: str) -> str:
@@ -90,9 +101,10 @@ def shorten(files: Sequence[str]) -> str:
 def catalog_lines(names: Sequence[str], nodes: Iterable[ManagedNode]) -> list[str]:
     """Records of nodes that never exist, so that any possible request queues.
 
-    Slurm refuses at submit what no node record could take. A record whose address never resolves
-    (`.invalid`, RFC 2606) is hidden and never starts anything. It has what the largest managed
-    node has, and of each type the most that one node could have.
+    Slurm refuses at submit what no node record could take. A record in state FUTURE counts there,
+    is hidden and never starts anything. Its address is one that never exists (RFC 5737): a name
+    that does not resolve costs slurmctld 10 s at each start and reconfigure. It has what the
+    largest managed node has, and of each type the most that one node could have.
     """
     managed = list(nodes)
     if not managed or not names:
@@ -108,8 +120,7 @@ def catalog_lines(names: Sequence[str], nodes: Iterable[ManagedNode]) -> list[st
     if features:
         words += f" Features={','.join(features)}"
     return [
-        f"NodeName={name} NodeAddr={name}.invalid NodeHostname={name} {words} Gres={listed} "
-        f'State=DOWN Reason="slurm-mig catalog: lets jobs for any MIG profile queue"'
+        f"NodeName={name} NodeAddr=192.0.2.1 NodeHostname={name} {words} Gres={listed} State=FUTURE"
         for name in names
     ]
 

@@ -42,6 +42,8 @@ class ManagedNode:
     """What is there but published as fillers."""
     reshaped: Mapping[int, float] = field(default_factory=dict)
     """When each GPU was last reshaped, in seconds since the epoch."""
+    published: float = 0.0
+    """When its slots were last published, in seconds since the epoch."""
     cores: Mapping[int, str] = field(default_factory=dict)
     """`Cores=` of each GPU, where the site's gres.conf gave it."""
     baseline: Mapping[int, tuple[Placement, ...]] = field(default_factory=dict)
@@ -117,6 +119,9 @@ class NodeFacts:
     """Prologs and epilogs that run now, as `pid command`."""
     stepd_jobs: frozenset[int] = frozenset()
     """Jobs that have a slurmstepd on the node."""
+    copies: Mapping[str, str] = field(default_factory=dict)
+    """What the node's own nodes.conf and gres.conf of ours are: a digest, `edited`, `missing` or
+    `not included`; empty where it has no files of its own."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """One private Slurm cluster: munge, slurmctld and a slurmd per GPU node, with simulated GPUs.
 
 Runs inside the entered root filesystem. Each GPU node has its own mount, network and uts
-namespaces, so its own /dev, /proc/driver and host name; /etc/slurm and munge's socket are shared.
+namespaces, so its own /dev, /proc/driver and host name; munge's socket is shared, and so is
+/etc/slurm, but where a test wants another way of holding configuration.
 """
 
 from __future__ import annotations
@@ -79,6 +80,13 @@ class Cluster:
     """With slurmdbd and MariaDB (tests/testbed/accounting.py)."""
     ignored: Sequence[str] = ()
     """Nodes of `extra_conf` that need not come up."""
+    own_files: Sequence[str] = ()
+    """Nodes with their own /etc/slurm; their gres.conf has lines without NodeName."""
+    configless: Sequence[str] = ()
+    """Nodes that get their configuration from slurmctld and have none of their own."""
+    backup: str = ""
+    """The host of a second slurmctld."""
+    backup_has_own_files: bool = False
     spaces: Namespaces = field(default_factory=Namespaces)
 
     def __enter__(self) -> Cluster:
@@ -100,11 +108,15 @@ class Cluster:
             self._prepare()
             for number, node in enumerate(self.nodes):
                 self._start_host(number, node)
+            if self.backup:
+                self._enter_host(self.backup, _SECOND_HEAD, "10.77.0.2")
             self._write_site_configuration()
             self.run("munged", user="munge")
             if self.accounting:
                 accounting.start(self)
             self.start_daemon("slurmctld")
+            if self.backup:
+                self.start_daemon("slurmctld", self.backup)
             if self.accounting:
                 accounting.fill(self)
             for node in self.nodes:
@@ -205,6 +217,8 @@ class Cluster:
     # -- daemons ----------------------------------------------------------------------------
 
     def pid_file(self, daemon: str, node: str | None = None) -> str:
+        if daemon == "slurmctld" and node:
+            return f"/run/slurm-{node}/slurmctld.pid"
         return f"/run/slurm/{daemon}{'-' + node if node else ''}.pid"
 
     def pid(self, daemon: str, node: str | None = None) -> int:
@@ -215,10 +229,11 @@ class Cluster:
 
     def start_daemon(self, daemon: str, node: str | None = None) -> None:
         if daemon == "slurmctld":
-            self.run("slurmctld", user="slurm")
+            as_slurm = ("setpriv", "--reuid=slurm", "--regid=slurm", "--init-groups")
+            self.run(*as_slurm, "slurmctld", node=node)
         else:
             assert node is not None
-            self.run("slurmd", "-N", node, node=node)
+            self.run("start-slurmd", node, node=node)
         self.wait_for(lambda: self.pid(daemon, node), DAEMON_TIMEOUT_S, f"{daemon} to start")
 
     def kill_daemon(self, daemon: str, node: str | None = None, signal: str = "TERM") -> None:
@@ -261,6 +276,7 @@ class Cluster:
         self.spaces.run(["sh", "-ec", _PREPARE])
         hosts = ["127.0.0.1 localhost", "10.77.0.1 head"]
         hosts += [f"10.77.0.{n + 10} {node.name}" for n, node in enumerate(self.nodes)]
+        hosts += [f"10.77.0.2 {self.backup}"] if self.backup else []
         self.write("/run/hosts", "\n".join(hosts) + "\n")
         # A name that does not exist must fail at once, as it does with a name server that answers:
         # Slurm repeats a temporary failure for 10 s.
@@ -268,24 +284,29 @@ class Cluster:
         self.sh("mount --bind /run/hosts /etc/hosts")
         self.sh("mount --bind /run/nsswitch.conf /etc/nsswitch.conf")
 
-    def _start_host(self, number: int, node: NodeSpec) -> None:
-        """A node's namespaces, network and simulated GPUs, cut by the site's own hand."""
-        name = shlex.quote(node.name)
+    def _enter_host(self, host: str, script: str, address: str) -> None:
+        """A host's namespaces and network."""
+        name = shlex.quote(host)
         self.sh(
-            f"setsid -f unshare -mnu --propagation private sh -ec {shlex.quote(_HOST)} host {name} "
-            f">/run/nodes/{name}.log 2>&1 </dev/null"
+            f"setsid -f unshare -mnu --propagation private sh -ec {shlex.quote(script)} host {name}"
+            f" >/run/nodes/{name}.log 2>&1 </dev/null"
         )
         self.wait_for(
             lambda: self.sh(f"cat /run/nodes/{name}.pid 2>/dev/null || true").strip(),
-            10, f"host {node.name}")  # fmt: skip
+            10, f"host {host}")  # fmt: skip
+        link = f"v{address.rpartition('.')[2]}"
         self.sh(
             f"pid=$(cat /run/nodes/{name}.pid)\n"
-            f"ip link add v{number} type veth peer name eth0 netns $pid\n"
-            f"ip link set v{number} master br0 up\n"
+            f"ip link add {link} type veth peer name eth0 netns $pid\n"
+            f"ip link set {link} master br0 up\n"
             f"on-node {name} sh -ec 'ip link set lo up; "
-            f"ip addr add 10.77.0.{number + 10}/24 dev eth0; ip link set eth0 up; "
+            f"ip addr add {address}/24 dev eth0; ip link set eth0 up; "
             f"ip route add default via 10.77.0.1'"
         )
+
+    def _start_host(self, number: int, node: NodeSpec) -> None:
+        """A node's namespaces, network and simulated GPUs, cut by the site's own hand."""
+        self._enter_host(node.name, _HOST, f"10.77.0.{number + 10}")
         gpus = [f"{model}:mig=on:layout={node.layout}" if model in SMALLEST else model
                 for model in node.gpus]  # fmt: skip
         major = re.search(r"(\d+) nvidia-caps", self.read("/proc/devices", node.name))
@@ -296,7 +317,12 @@ class Cluster:
                  node=node.name)  # fmt: skip
 
     def _extra_conf(self) -> str:
-        return self.extra_conf + (accounting.SLURM_LINES if self.accounting else "")
+        extra = self.extra_conf + (accounting.SLURM_LINES if self.accounting else "")
+        if self.configless:
+            extra += "SlurmctldParameters=enable_configless\n"
+        if self.backup:
+            extra += f"SlurmctldHost={self.backup}(10.77.0.2)\nSlurmctldTimeout=4\n"
+        return extra
 
     def _write_site_configuration(self) -> None:
         """slurm.conf and gres.conf as the site's administrator wrote them, before slurm-mig."""
@@ -306,13 +332,29 @@ class Cluster:
         self.write(f"{ETC}/gres.conf", "# The site's own.\n" + "".join(g.stdout for g in gres))
         self.write(f"{ETC}/cgroup.conf", cgroup_conf())
         self.write(f"{ETC}/slurmd-parameters.conf", "SlurmdParameters=config_overrides\n")
+        for name, text in self.files.items():
+            self.write(f"{ETC}/{name}", text)
+        self._write_other_copies()
         for node in self.nodes:
             if not node.overrides:
                 self.write(f"/run/no-overrides-{node.name}.conf", "# What the host has.\n")
                 self.run("mount", "--bind", f"/run/no-overrides-{node.name}.conf",
                          f"{ETC}/slurmd-parameters.conf", node=node.name)  # fmt: skip
-        for name, text in self.files.items():
-            self.write(f"{ETC}/{name}", text)
+
+    def _write_other_copies(self) -> None:
+        """/etc/slurm of the hosts that do not share the head's. gres.conf has the lines of nodes
+        that have their own there alone."""
+        self.sh(f"tar -C {ETC} -cf /run/etc-slurm.tar .")
+        unpack = f"mount -t tmpfs -o mode=755 tmpfs {ETC}; tar -C {ETC} -xf /run/etc-slurm.tar"
+        if self.backup_has_own_files:
+            self.sh(unpack, node=self.backup)
+        for name in self.own_files:
+            only = f"sed -i '/^NodeName={name} /!d; s/^NodeName={name} //' {ETC}/gres.conf"
+            self.sh(f"{unpack}; {only}", node=name)
+            self.sh(f"sed -i '/^NodeName={name} /d' {ETC}/gres.conf")
+        for name in self.configless:
+            self.sh(f"{unpack}; cd {ETC}; ls | grep -v slurm-mig.yaml | xargs rm", node=name)
+            self.write(f"/run/nodes/{name}.options", "--conf-server head:6817\n")
 
 
 def _cut(model: str) -> str:
@@ -421,6 +463,10 @@ cat > /run/on-node <<'EOF'
 name=$1; shift
 exec nsenter -t "$(cat /run/nodes/$name.pid)" -m -n -u -- env -i {_ENV_WORDS} "$@"
 EOF
+cat > /run/start-slurmd <<'EOF'
+#!/bin/sh
+exec slurmd -N "$1" $(cat /run/nodes/$1.options 2>/dev/null)
+EOF
 cat > /run/restart-slurmd <<'EOF'
 #!/bin/sh
 # What `systemctl restart slurmd` is elsewhere: stops it with a deadline, starts it again.
@@ -433,11 +479,21 @@ if [ -n "$pid" ] && kill -TERM "$pid" 2>/dev/null; then
         sleep 0.01
     done
 fi
-exec slurmd -N "$name"
+exec start-slurmd "$name"
 EOF
-chmod 755 /run/on-node /run/restart-slurmd
-cp /run/on-node /usr/local/bin/on-node
+chmod 755 /run/on-node /run/restart-slurmd /run/start-slurmd
+cp /run/on-node /run/start-slurmd /usr/local/bin/
 cp /run/restart-slurmd /usr/local/sbin/restart-slurmd
+"""
+
+_SECOND_HEAD = """
+name=$1
+hostname "$name"
+mkdir -p "/run/slurm-$name"
+chown slurm:slurm "/run/slurm-$name"
+mount --bind "/run/slurm-$name" /run/slurm
+echo $$ > "/run/nodes/$name.pid"
+while :; do sleep 3600 & wait; done
 """
 
 _HOST = """

@@ -26,6 +26,13 @@ submit:
   default_types: {main: 1g.5gb, a100: 1g.5gb, a30: 1g.6gb}
 """
 
+
+def in_way(config: str, publish: str, *more: str) -> str:
+    """The configuration for one of the ways of holding Slurm's configuration."""
+    lines = (f"config: {config}", f"publish: {publish}", *more)
+    return CONFIGURATION + "slurm:\n" + "".join(f"  {line}\n" for line in lines)
+
+
 SLURM_LINES = f"""\
 TaskProlog={SOURCE}/scripts/task_prolog
 JobSubmitPlugins=lua
@@ -71,7 +78,12 @@ class ManagedCluster(Cluster):
             30, f"{node} to register")  # fmt: skip
 
     def configure(self, text: str) -> None:
+        """Change the configuration file, on every host that has one of its own."""
         self.write(f"{ETC}/slurm-mig.yaml", text)
+        for host in (*self.own_files, *self.configless):
+            self.run("sh", "-c", f"cat > {ETC}/slurm-mig.yaml", node=host, stdin=text)
+        if self.backup_has_own_files:
+            self.run("sh", "-c", f"cat > {ETC}/slurm-mig.yaml", node=self.backup, stdin=text)
 
     def status(self) -> dict[str, Any]:
         """`slurm-mig status --json`."""

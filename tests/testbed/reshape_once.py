@@ -39,8 +39,9 @@ def change(gpu: Gpu, node: str, words: list[str]) -> NodeChange:
 def main(node: str, index: str, *words: str) -> None:
     assembly = Assembly.of(config.load(Path(config.DEFAULT_PATH)))
     executor = Executor(
-        assembly.cluster, assembly.nodes, assembly.files, assembly.store, RealClock(), Limits()
-    )
+        assembly.cluster, assembly.nodes, assembly.files, assembly.store, RealClock(), Limits(),
+        by_reconfigure=assembly.by_reconfigure,
+    )  # fmt: skip
     with assembly.store.lock(), assembly.nodes:
         facts = assembly.nodes.observe([node])[node]
         if isinstance(facts, SlurmMigError):

@@ -69,8 +69,8 @@ def test_our_files() -> None:
     line = publish.nodes_conf([one]).splitlines()[3]
     assert line.startswith("NodeName=n1 CPUs=32 RealMemory=64000 Gres=gpu:1g.5gb:1,gpu:3g.20gb:1,")
     catalog = publish.catalog_lines(["cat-1"], [one])[0]
-    assert "NodeAddr=cat-1.invalid" in catalog
-    assert "CPUs=32 RealMemory=64000 Gres=gpu:1g.5gb:7,gpu:3g.20gb:2 State=DOWN" in catalog
+    assert "NodeName=cat-1 NodeAddr=192.0.2.1 NodeHostname=cat-1 " in catalog
+    assert "CPUs=32 RealMemory=64000 Gres=gpu:1g.5gb:7,gpu:3g.20gb:2 State=FUTURE" in catalog
 
 
 def test_the_slot_map_is_flat() -> None:

@@ -25,6 +25,8 @@ class Wanted:
     enrolled: frozenset[str] = frozenset()
     catalog: frozenset[str] = frozenset()
     catalog_partitions: Mapping[str, Collection[str]] = field(default_factory=dict)
+    one_host: bool = False
+    """The files are the enrolled node's own: a gres.conf line without NodeName is that node's."""
 
     @property
     def nothing(self) -> bool:
@@ -86,7 +88,9 @@ def edit_gres(tree: Tree, wanted: Wanted, include: str) -> dict[Path, str]:
         return _rendered(tree, {}, None, None)
     instead: dict[tuple[Path, int], str] = {}
     for line in tree.lines:
-        if line.kind == "name":
+        if line.kind == "name" and wanted.one_host and line.pairs[0].value.lower() == "gpu":
+            _put(instead, line, "")
+        elif line.kind == "name":
             _refuse_for_all(line, wanted)
         elif line.kind == "nodename":
             _put(instead, line, _without_gpus(line, wanted.enrolled))

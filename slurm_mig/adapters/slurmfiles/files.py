@@ -149,15 +149,18 @@ class SlurmFiles:
         enrolled: Collection[str],
         catalog: Collection[str] = (),
         catalog_partitions: Mapping[str, Collection[str]] | None = None,
+        *,
+        one_host: bool = False,
     ) -> list[FileEdit]:
         """The edits after which `enrolled` is ours, `catalog` in its partitions, the rest as is.
 
         Empty where the files say so already. Both includes stand while anything is ours, so both
         included files must exist before the edit is written. Raises UsageError for a name that
         does not exist, ConfigError with file and line for what cannot be edited safely.
+        `one_host`: the files are the one enrolled node's own copies.
         """
         now = self._now
-        wanted = Wanted(frozenset(enrolled), frozenset(catalog), catalog_partitions or {})
+        wanted = Wanted(frozenset(enrolled), frozenset(catalog), catalog_partitions or {}, one_host)
         check(wanted, now.site)
         after = {
             **edit_slurm(now.slurm, wanted, self._includes[0]),
