@@ -5,7 +5,7 @@ Called by the command line on the controller. Imports of heavy libraries happen 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,9 @@ from slurm_mig.enrolment import (
     managed_node,
     possible_by_partition,
     refuse_unsupported,
+    unsupported,
 )
+from slurm_mig.errors import ConfigError
 from slurm_mig.executor import Executor, Limits
 from slurm_mig.reconciler import Reconciler
 
@@ -63,8 +65,22 @@ class Assembly:
             clock,
             Limits(settle_s=rules.settle_s, register_s=rules.fence_deadline_s),
         )
-        policy = Policy(rules.min_wait_s, rules.cooldown_s, rules.max_nodes_in_transition)
-        return Reconciler(self.cluster, self.nodes, self.files, self.store, clock, executor, policy)
+        policy = Policy(
+            rules.min_wait_s,
+            rules.cooldown_s,
+            rules.max_nodes_in_transition,
+            reservations=frozenset(rules.reservations),
+        )
+        return Reconciler(
+            self.cluster, self.nodes, self.files, self.store, clock, executor, policy, self.faults
+        )
+
+    def faults(self, names: Collection[str]) -> dict[str, str]:
+        """What the site's files now say of managed nodes that slurm-mig cannot live with."""
+        try:
+            return unsupported(self.site(), names)
+        except ConfigError as error:
+            return dict.fromkeys(names, str(error))
 
     def site(self) -> SlurmFiles:
         site = SlurmFiles(Path(self.settings.slurm.conf), Path(self.settings.slurm.gres_conf))
@@ -84,7 +100,7 @@ class Assembly:
     def build(self, name: str, facts: NodeFacts) -> ManagedNode:
         """The record of a node that is being enrolled, from its lines and its GPUs."""
         site = self.site()
-        refuse_unsupported(site)
+        refuse_unsupported(site, name)
         whole_type = next(
             (
                 g.whole_type

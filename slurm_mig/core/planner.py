@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from slurm_mig.core import geometry, slots
+from slurm_mig.core import conditions, geometry, slots
 from slurm_mig.core.model import (
     Device,
     Gpu,
@@ -162,7 +162,7 @@ def _claim(draft: _NodeDraft, request: JobRequest) -> None:
         places = draft.free(gres_type)[:count]
         draft.claimed.update(places)
         promised = promised or any(place in draft.created for place in places)
-    draft.cpus -= request.cpus
+    draft.cpus -= draft.cpus if request.exclusive else request.cpus
     draft.memory_mib -= request.memory_mib
     if promised:
         draft.serves.append(request.job_id)
@@ -182,6 +182,8 @@ def _mismatch(draft: _NodeDraft, request: JobRequest) -> str:
         return f"{node.name} lacks the job's constraint {wanted}"
     if draft.view.condition is not NodeCondition.USABLE:
         return f"{node.name}: {draft.view.note or draft.view.condition.value}"
+    if reason := conditions.barred(node, request):
+        return reason
     if request.cpus > draft.cpus:
         return f"{node.name} has {max(draft.cpus, 0)} CPUs free, the job needs {request.cpus}"
     if request.memory_mib > draft.memory_mib:

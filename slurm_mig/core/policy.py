@@ -21,6 +21,8 @@ class Policy:
     cooldown_s: float = 0.0
     """How long a node is left alone after a reshape."""
     max_nodes_in_transition: int = 1
+    reservations: frozenset[str] = frozenset()
+    """Reservations whose nodes may be reshaped, for the jobs submitted into them."""
 
 
 def review(
