@@ -12,6 +12,7 @@ Commands are argument vectors; nothing goes through a shell.
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import time
 from collections import defaultdict
@@ -26,6 +27,8 @@ from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
 from slurm_mig.core import demand, preemption
 from slurm_mig.core.model import Allocation, JobRequest, Reservation, SlurmNode
 from slurm_mig.errors import GoneError, SlurmMigError, UnreachableError
+
+log = logging.getLogger(__name__)
 
 SCONTROL_TIMEOUT_S = 15.0
 RECONFIGURE_ANSWER_S = 1.0
@@ -255,7 +258,12 @@ def _preemption() -> preemption.Rules:
             mode=config.preempt_mode or "",
         )
     if kind == "qos":
-        lists, modes = preemption.parse_qos(_run("scontrol", "show", "assoc_mgr", "flags=qos"))
+        try:
+            text = _run("sacctmgr", "-nP", "show", "qos", "format=name,preempt,preemptmode")
+        except UnreachableError as error:
+            log.warning("whom a QOS may preempt is not known now: %s", error)
+            return preemption.Rules()
+        lists, modes = preemption.parse_qos(text)
         return preemption.Rules(kind, lists=lists, modes=modes, mode=config.preempt_mode or "")
     return preemption.Rules()
 

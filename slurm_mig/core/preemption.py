@@ -53,22 +53,19 @@ def _may_stop(job: Candidate, other: Candidate, rules: Rules) -> bool:
 
 
 def _frees(mode: str, rules: Rules) -> bool:
-    """A QOS shows OFF where it has no mode of its own: the cluster's counts."""
-    if rules.kind == "qos" and mode in ("", "OFF"):
+    """A QOS without a mode of its own shows `cluster`: the cluster's counts."""
+    if rules.kind == "qos" and mode in ("", "CLUSTER"):
         mode = rules.mode
     return bool(set(re.split(r"[,+ ]", (mode or rules.mode).upper())) & FREES_GPUS)
 
 
 def parse_qos(text: str) -> tuple[dict[str, frozenset[str]], dict[str, str]]:
-    """Preempt lists and modes by QOS, from `scontrol show assoc_mgr flags=qos`."""
+    """Preempt lists and modes by QOS, from `sacctmgr -nP show qos format=name,preempt,preemptmode`
+    (slurmctld itself shows the modes only)."""
     lists: dict[str, frozenset[str]] = {}
     modes: dict[str, str] = {}
-    name = ""
     for line in text.splitlines():
-        if match := re.match(r"QOS=([^(\s]+)", line):
-            name = match[1]
-        elif match := re.match(r"\s+Preempt=(\S*)", line):
-            lists[name] = frozenset(filter(None, match[1].split(",")))
-        elif match := re.match(r"\s+PreemptMode=(\S*)", line):
-            modes[name] = match[1]
+        name, preempts, mode = (*line.split("|"), "", "", "")[:3]
+        lists[name] = frozenset(filter(None, preempts.split(",")))
+        modes[name] = mode.upper()
     return lists, modes
