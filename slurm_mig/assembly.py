@@ -6,7 +6,7 @@ Called by the command line on the controller. Imports of heavy libraries happen 
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,9 @@ from slurm_mig.enrolment import (
     possible_by_partition,
     refuse_other_way,
     refuse_unsupported,
+    unsupported,
 )
+from slurm_mig.errors import ConfigError
 from slurm_mig.executor import Executor, Limits
 from slurm_mig.reconciler import Reconciler
 
@@ -79,8 +81,18 @@ class Assembly:
             rules.withhold_s,
             rules.fence_wait_s,
             self.settings.slurm.reconfigure_interval_s if self.by_reconfigure else 0.0,
+            frozenset(rules.reservations),
         )
-        return Reconciler(self.cluster, self.nodes, self.files, self.store, clock, executor, policy)
+        return Reconciler(
+            self.cluster, self.nodes, self.files, self.store, clock, executor, policy, self.faults
+        )
+
+    def faults(self, names: Collection[str]) -> dict[str, str]:
+        """What the site's files now say of managed nodes that slurm-mig cannot live with."""
+        try:
+            return unsupported(self.site(), names)
+        except ConfigError as error:
+            return dict.fromkeys(names, str(error))
 
     @property
     def by_reconfigure(self) -> bool:
@@ -104,7 +116,7 @@ class Assembly:
     def build(self, name: str, facts: NodeFacts) -> ManagedNode:
         """The record of a node that is being enrolled, from its lines and its GPUs."""
         site = self.site()
-        refuse_unsupported(site)
+        refuse_unsupported(site, name)
         slurm = self.settings.slurm
         refuse_other_way(site, slurm.config)
         conf = Path(slurm.gres_conf)

@@ -219,6 +219,9 @@ class PolicySettings:
     max_nodes_in_transition: Annotated[int, _between(1, 1000)] = 1
     withhold_s: Seconds = 3600.0
     fence_wait_s: Seconds = 0.0
+    reservations: tuple[
+        Annotated[str, _matches(r"[^\s,]+", "should be a reservation's name")], ...
+    ] = ()
     settle_s: Annotated[float, _between(0, 3600)] = 10.0
     fence_deadline_s: Deadline = 60.0
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from slurm_mig.core import slots
+from slurm_mig.core import conditions, slots
 from slurm_mig.core.model import Gpu, SlurmNode, is_filler
 from slurm_mig.core.records import ManagedNode, NodeFacts
 from slurm_mig.errors import BusyError, ConfigError, SlurmMigError, UnreachableError, UsageError
@@ -34,6 +34,7 @@ class SiteFiles(Protocol):
     def gres_lines(self, node: str) -> Sequence[Any]: ...
     def partitions_of(self, node: str) -> Sequence[str]: ...
     def value(self, key: str) -> str | None: ...
+    def stray(self, enrolled: Collection[str]) -> str: ...
     def manage(
         self,
         enrolled: Sequence[str],
@@ -65,18 +66,40 @@ class Whole:
         return self.mode_change == "reset" or not gpu.mode_needs_reset
 
 
-def refuse_unsupported(site: SiteFiles) -> None:
+def refuse_unsupported(site: SiteFiles, name: str) -> None:
     """Raises ConfigError for what slurm-mig cannot live beside (each with its reason)."""
+    if fault := _of_the_cluster(site) or _of_the_node(site, name):
+        raise ConfigError(f"{fault}; nothing was changed")
+
+
+def unsupported(site: SiteFiles, names: Collection[str]) -> dict[str, str]:
+    """The same, of nodes in our care, where it appeared after they were enrolled: by node."""
+    everywhere = _of_the_cluster(site)
+    stray = site.stray(names)
+    found = {name: everywhere or stray or _of_the_node(site, name) for name in names}
+    return {name: fault for name, fault in found.items() if fault}
+
+
+def _of_the_cluster(site: SiteFiles) -> str:
     select = (site.value("SelectType") or "select/cons_tres").lower()
     if select != "select/cons_tres":
-        raise ConfigError(f"SelectType={select}: MIG types need select/cons_tres; nothing changed")
+        return f"SelectType={select}: MIG types need select/cons_tres"
     types = {t.strip().lower() for t in (site.value("GresTypes") or "").split(",")}
     if "gpu" not in types:
-        raise ConfigError("GresTypes in slurm.conf lacks gpu; nothing was changed")
-    for sharing in types & {"mps", "shard"}:
-        raise ConfigError(
-            f"GresTypes has {sharing}: fillers would carry {sharing}s too; nothing was changed"
+        return "GresTypes in slurm.conf lacks gpu"
+    for sharing in sorted(types & {"mps", "shard"}):
+        return f"GresTypes has {sharing}: fillers would carry {sharing}s too"
+    return ""
+
+
+def _of_the_node(site: SiteFiles, name: str) -> str:
+    cores = site.node(name).get("RestrictedCoresPerGPU")
+    if cores and cores != "0":
+        return (
+            f"{name} has RestrictedCoresPerGPU={cores}: cores would be kept for fillers too, and "
+            "for an instance as many as for a whole GPU"
         )
+    return ""
 
 
 def refuse_other_way(site: SiteFiles, config: str) -> None:
@@ -330,6 +353,8 @@ class Enrolment:
         node = self._cluster.node(name)
         if "DRAIN" in node.states:
             raise BusyError(f"{name} is drained ({node.reason}); nothing was changed")
+        if node.states & conditions.NOT_TOUCHED - conditions.MAINTENANCE:
+            raise BusyError(f"{name} is {'+'.join(sorted(node.states))}; nothing was changed")
         self._cluster.drain(name, f"{REASON}: enrolment")
 
     def _wait_empty(self, name: str, wait_s: float) -> None:

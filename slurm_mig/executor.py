@@ -385,6 +385,12 @@ class _Run:
                     raise BusyError(
                         f"job {allocation.job_id} has {device.placement} of GPU {device.gpu}"
                     )
+        for index in sorted(node.promised - node.allocated):
+            device = self._managed().slots[index]
+            if (device.gpu, device.placement) in blocking:
+                raise BusyError(
+                    f"a coming reservation needs {device.placement} of GPU {device.gpu}"
+                )
         self._arrange(node, _after(facts.gpus, self.transaction.change))
         self._journal(Phase.RESHAPED)
         self.touched = True

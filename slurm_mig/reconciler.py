@@ -6,26 +6,26 @@ Called by `slurm-mig reconcile` (a systemd timer) and, without acting, by `plan`
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
-from slurm_mig.core import demand, planner, policy, publish, slots
-from slurm_mig.core.model import Gpu, JobRequest, NodeCondition, NodeView, Plan, SlurmNode
+from slurm_mig.core import conditions, demand, planner, policy, publish, slots
+from slurm_mig.core.model import (
+    Gpu,
+    JobRequest,
+    NodeCondition,
+    NodeView,
+    Patience,
+    Plan,
+    Refusal,
+    SlurmNode,
+)
 from slurm_mig.core.records import CycleReport, ManagedNode, NodeFacts, Phase, Transaction
 from slurm_mig.errors import SlurmMigError
 from slurm_mig.executor import Executor, Outcome, orphaned
 from slurm_mig.ports import Clock, Cluster, Files, Nodes, Store
 
 log = logging.getLogger(__name__)
-
-NOT_TOUCHED = frozenset(
-    {
-        "DOWN", "FAIL", "FAILING", "MAINT", "NOT_RESPONDING", "POWERED_DOWN", "POWERING_DOWN",
-        "POWERING_UP", "POWER_DOWN", "POWER_UP", "REBOOT_REQUESTED", "REBOOT_ISSUED",
-        "DYNAMIC_FUTURE", "DYNAMIC_NORM", "FUTURE", "UNKNOWN",
-    }
-)  # fmt: skip
-
 
 LOOKED_AT_S = 1.0
 """How long a cycle waits for Slurm's scheduler to say why new jobs wait."""
@@ -52,7 +52,10 @@ class Reconciler:
         clock: Clock,
         executor: Executor,
         rules: policy.Policy,
+        faults: Callable[[Collection[str]], Mapping[str, str]] = lambda _: {},
     ) -> None:
+        """`faults` says what of the site's configuration slurm-mig cannot live with, by node."""
+        self._faults = faults
         self._cluster = cluster
         self._nodes = nodes
         self._files = files
@@ -89,11 +92,20 @@ class Reconciler:
         """Look at slurmctld and at every managed node; changes nothing."""
         managed = self._store.managed()
         shown = self._cluster.nodes() if managed else {}
-        names = [n for n in managed if n in shown and not _away(shown[n])]
+        names = [n for n in managed if n in shown and not conditions.away(shown[n])]
         facts = self._nodes.observe(names)
         transactions = {n: t for n in managed if (t := self._store.transaction(n))}
+        faults = self._faults(list(managed)) if managed else {}
+        ours = self._rules.reservations
         views = tuple(
-            _view(node, shown.get(name), facts.get(name), transactions.get(name))
+            _view(
+                node,
+                shown.get(name),
+                facts.get(name),
+                transactions.get(name),
+                faults.get(name, ""),
+                ours,
+            )
             for name, node in managed.items()
         )
         return Observation(views, tuple(self._pending()), transactions)
@@ -112,12 +124,24 @@ class Reconciler:
         """What the cycle would do with what it sees, after policy."""
         now, since, managed = self._clock.now(), self._unserved_since(), self._store.managed()
         waiting = [
-            replace(r, patience=self._rules.patience(now - since.get(r.job_id, now)))
+            replace(r, patience=self._patience(r.job_id, seen, now - since.get(r.job_id, now)))
             for r in demand.waiting(seen.requests)
         ]
+        preempting = demand.by_preemption(waiting, seen.views, now)
+        waiting = [r for r in waiting if r.job_id not in preempting]
         baselines = {name: node.baselines for name, node in managed.items()}
-        wanted = planner.plan(seen.views, waiting, baselines)
-        return policy.review(wanted, waiting, managed, self._rules, now)
+        wanted = demand.whole_jobs(
+            lambda requests: planner.plan(seen.views, requests, baselines), waiting
+        )
+        plan = policy.review(wanted, waiting, managed, self._rules, now)
+        left = (Refusal(job, reason) for job, reason in preempting.items())
+        return replace(plan, refusals=(*plan.refusals, *left))
+
+    def _patience(self, job: int, seen: Observation, unserved_s: float) -> Patience:
+        """A job that a fence waits for already gets no other place."""
+        fenced = {j for t in seen.transactions.values() if t.is_open and t.waits
+                  for j in t.change.serves}  # fmt: skip
+        return Patience.NONE if job in fenced else self._rules.patience(unserved_s)
 
     def _unserved_since(self) -> Mapping[int, float]:
         report = self._store.report()
@@ -159,10 +183,6 @@ class Reconciler:
             self._files.restore(list(managed.values()))
 
 
-def _away(node: SlurmNode) -> bool:
-    return bool(node.states & NOT_TOUCHED)
-
-
 def _disagreement(managed: ManagedNode, shown: SlurmNode) -> str:
     """What slurmctld says that is not what was last published, or a fence of ours without a
     transaction; empty when all is as it should be."""
@@ -179,12 +199,16 @@ def _view(
     shown: SlurmNode | None,
     facts: NodeFacts | SlurmMigError | None,
     transaction: Transaction | None,
+    fault: str,
+    ours: Collection[str],
 ) -> NodeView:
     """A node as all sources together show it, and whether it may be touched."""
     if shown is None:
         shown = SlurmNode(managed.name, frozenset({"UNKNOWN"}), "", {}, 0, 0, 0, 0, frozenset())
     gpus = facts.gpus if isinstance(facts, NodeFacts) else ()
-    condition, note = _condition(managed, shown, facts, transaction)
+    condition, note = _condition(managed, shown, facts, transaction, ours)
+    if fault and condition in (NodeCondition.USABLE, NodeCondition.BROKEN):
+        condition, note = NodeCondition.UNSUPPORTED, fault
     if not shown.partitions:
         shown = replace(shown, partitions=frozenset(managed.partitions))
     return NodeView(
@@ -211,20 +235,23 @@ def _condition(
     shown: SlurmNode,
     facts: NodeFacts | SlurmMigError | None,
     transaction: Transaction | None,
+    ours: Collection[str],
 ) -> tuple[NodeCondition, str]:
-    if _away(shown):
-        return NodeCondition.AWAY, f"node is {'+'.join(sorted(shown.states))}"
+    if state := conditions.away(shown):
+        return NodeCondition.AWAY, state
     if transaction is not None and transaction.is_open and "DRAIN" in shown.states:
         return NodeCondition.OURS, transaction.note or f"in transition: {shown.reason}"
     if "DRAIN" in shown.states and not orphaned(shown):
         return NodeCondition.ADMIN, f"drained by an administrator: {shown.reason}"
-    if shown.reserved:
-        return NodeCondition.RESERVED, "in an active reservation"
+    if reservation := conditions.reserved(shown, ours):
+        return NodeCondition.RESERVED, reservation
     if not isinstance(facts, NodeFacts):
         return NodeCondition.AWAY, str(facts or "the node was not asked")
     drift = _edited(facts) or _drift(managed, facts)
     if drift:
         return NodeCondition.AWAY, drift
+    if job := conditions.frozen(shown, managed.slots):
+        return NodeCondition.FROZEN, job
     disagreement = _disagreement(managed, shown) or _stale(managed, facts)
     if disagreement:
         return NodeCondition.BROKEN, disagreement

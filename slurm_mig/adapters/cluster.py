@@ -12,7 +12,9 @@ Commands are argument vectors; nothing goes through a shell.
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,9 +24,11 @@ from typing import Any
 import pyslurm
 from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
 
-from slurm_mig.core import demand
-from slurm_mig.core.model import Allocation, JobRequest, SlurmNode
+from slurm_mig.core import demand, preemption
+from slurm_mig.core.model import Allocation, JobRequest, Reservation, SlurmNode
 from slurm_mig.errors import GoneError, SlurmMigError, UnreachableError
+
+log = logging.getLogger(__name__)
 
 SCONTROL_TIMEOUT_S = 15.0
 RECONFIGURE_ANSWER_S = 1.0
@@ -52,10 +56,12 @@ class PyslurmCluster:
         """Every node that slurmctld shows, with the gpu slots that its jobs have."""
         with _translated("reading nodes from slurmctld"):
             nodes = pyslurm.Nodes.load()
-            reserved = _reserved_nodes()
+            reservations = _reservations(
+                {n: int(node.total_cpus or 0) for n, node in nodes.items()}
+            )
         held = _by_node(_running_jobs())
         return {
-            name: _node(node, held.get(name, _Held()), reserved=name in reserved)
+            name: _node(node, held.get(name, _Held()), reservations.get(name, []))
             for name, node in nodes.items()
         }
 
@@ -69,7 +75,7 @@ class PyslurmCluster:
     def watch(self, name: str) -> SlurmNode:
         """One node without its jobs: quick, for waiting until its state changes."""
         try:
-            return _node(pyslurm.Node.load(name), _Held(), reserved=False)
+            return _node(pyslurm.Node.load(name), _Held(), [])
         except pyslurm.PyslurmError as error:
             if name not in self.nodes():
                 raise GoneError(f"slurmctld has no node {name} any more") from error
@@ -78,9 +84,16 @@ class PyslurmCluster:
     def pending(self) -> list[JobRequest]:
         """Every pending job that asks for gpus, whatever it waits for."""
         with _translated("reading jobs from slurmctld"):
-            jobs = [job for job in pyslurm.Jobs.load().values() if job.state == "PENDING"]
+            every = list(pyslurm.Jobs.load().values())
+            jobs = [job for job in every if job.state == "PENDING"]
+            rules = _preemption() if jobs else preemption.Rules()
+        running = [_candidate(job) for job in every if job.state == "RUNNING"]
         extra = _other_tres() if any(not job.gres_per_node for job in jobs) else {}
-        requests = (_request(job, extra) for job in jobs)
+        whole = _exclusive_partitions() if jobs else frozenset()
+        requests = (
+            _request(job, extra, preemption.victims(_candidate(job), running, rules), whole)
+            for job in jobs
+        )
         return [r for r in requests if r is not None]
 
     def drain(self, node: str, reason: str) -> None:
@@ -138,13 +151,25 @@ def _run(*command: str) -> str:
     return done.stdout
 
 
-def _reserved_nodes() -> frozenset[str]:
-    """Nodes in a reservation that is active now."""
-    found: set[str] = set()
+def _reservations(cpus: Mapping[str, int]) -> dict[str, list[Reservation]]:
+    """Active and coming reservations by node; `cpus` are the CPUs of every node."""
+    found: dict[str, list[Reservation]] = defaultdict(list)
+    now = time.time()
     for reservation in pyslurm.Reservations.load().values():
-        if reservation.is_active:
-            found.update(expand(reservation.nodes))
-    return frozenset(found)
+        nodes = expand(reservation.nodes)
+        counts = demand.parse_tres(",".join(f"{k}={n}" for k, n in reservation.tres.items()))
+        # `gres/gpu` is the total, the typed ones among it.
+        untyped = counts.pop("", 0) - sum(counts.values())
+        reserved_cpus = int(reservation.tres.get("cpu", 0) or 0)
+        seen = Reservation(
+            name=reservation.name,
+            begins_in_s=0.0 if reservation.is_active else (reservation.start_time or 0) - now,
+            whole=not reserved_cpus or reserved_cpus >= sum(cpus.get(n, 0) for n in nodes),
+            gpus={**counts, **({"": untyped} if untyped > 0 else {})},
+        )
+        for name in nodes:
+            found[name].append(seen)
+    return dict(found)
 
 
 def expand(nodes: str | None) -> frozenset[str]:
@@ -197,7 +222,7 @@ def _in_order(nodes: str | None) -> list[str]:
     return list(NodeSet(nodes, resolver=RESOLVER_NOGROUP)) if nodes else []
 
 
-def _node(node: Any, held: _Held, *, reserved: bool) -> SlurmNode:
+def _node(node: Any, held: _Held, reservations: Iterable[Reservation]) -> SlurmNode:
     return SlurmNode(
         name=node.name,
         states=frozenset(node.state.split("+")),
@@ -216,12 +241,54 @@ def _node(node: Any, held: _Held, *, reserved: bool) -> SlurmNode:
         allocations=tuple(held.allocations),
         unsettled=tuple(held.unsettled),
         batch_jobs=frozenset(held.batch_jobs),
-        reserved=reserved,
+        reservations=tuple(reservations),
         slurmd_start=int(node.slurmd_start_time or 0),
     )
 
 
-def _request(job: Any, extra: Mapping[int, tuple[str, str]]) -> JobRequest | None:
+def _preemption() -> preemption.Rules:
+    """Whom Slurm's configuration lets preempt whom."""
+    config = pyslurm.slurmctld.Config.load()
+    kind = (config.preempt_type or "").removeprefix("preempt/")
+    if kind == "partition_prio":
+        return preemption.Rules(
+            kind,
+            tiers={n: int(p.priority_tier or 0) for n, p in pyslurm.Partitions.load().items()},
+            modes={n: p.preempt_mode or "" for n, p in pyslurm.Partitions.load().items()},
+            mode=config.preempt_mode or "",
+        )
+    if kind == "qos":
+        try:
+            text = _run("sacctmgr", "-nP", "show", "qos", "format=name,preempt,preemptmode")
+        except UnreachableError as error:
+            log.warning("whom a QOS may preempt is not known now: %s", error)
+            return preemption.Rules()
+        lists, modes = preemption.parse_qos(text)
+        return preemption.Rules(kind, lists=lists, modes=modes, mode=config.preempt_mode or "")
+    return preemption.Rules()
+
+
+def _candidate(job: Any) -> preemption.Candidate:
+    return preemption.Candidate(int(job.id), job.partition or "", job.qos or "")
+
+
+def _exclusive_partitions() -> frozenset[str]:
+    """Partitions whose jobs all get whole nodes (OverSubscribe=EXCLUSIVE)."""
+    text = _run("scontrol", "show", "partition", "--oneliner")
+    shown = (dict(w.split("=", 1) for w in line.split() if "=" in w) for line in text.splitlines())
+    return frozenset(
+        p["PartitionName"]
+        for p in shown
+        if p.get("Exclusive") == "NODE" or p.get("OverSubscribe") == "EXCLUSIVE"
+    )
+
+
+def _request(
+    job: Any,
+    extra: Mapping[int, tuple[str, str]],
+    preempts: frozenset[int],
+    whole_partitions: frozenset[str],
+) -> JobRequest | None:
     nodes = int(job.num_nodes or 1)
     per_node = ",".join(f"{key}:{count}" for key, count in job.gres_per_node.items())
     per_job, per_task = extra.get(int(job.id), ("", ""))
@@ -245,6 +312,11 @@ def _request(job: Any, extra: Mapping[int, tuple[str, str]]) -> JobRequest | Non
         tasks=_array_tasks(job),
         submit_time=int(job.submit_time or 0),
         reason=(job.state_reason or "None").split(",")[0].split(" ")[0],
+        het_job=int(job.heterogeneous_id or 0),
+        time_limit_s=60 * int(job.time_limit or 0),
+        reservation=job.reservation or "",
+        exclusive=job.resource_sharing == "NO" or job.partition in whole_partitions,
+        preempts=preempts,
     )
 
 

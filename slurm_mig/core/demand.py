@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
-from slurm_mig.core.model import JobRequest
+from slurm_mig.core import conditions
+from slurm_mig.core.model import JobRequest, NodeView, Plan, Refusal
 
 WAITS_FOR_RESOURCES = frozenset(
     {"Resources", "Priority", "ReqNodeNotAvail", "NodeDown", "Reserved", "Nodes"}
@@ -103,11 +105,96 @@ def gpus_per_node(
 
 
 def waiting(requests: Iterable[JobRequest]) -> list[JobRequest]:
-    """The requests that count, in the order in which Slurm would start them."""
-    counted = [r for r in requests if r.reason in WAITS_FOR_RESOURCES and r.gpus]
+    """The requests that count, in the order in which Slurm would start them.
+
+    Slurm looks at a heterogeneous job as one: a component counts when the first of them waits for
+    resources and no other for something else.
+    """
+    requests = list(requests)
+    elsewhere = {r.het_job for r in requests if r.het_job and not _may_wait(r)}
+    leading = {r.het_job for r in requests if r.het_job and r.reason in WAITS_FOR_RESOURCES}
+    counted = [
+        r
+        for r in requests
+        if r.gpus
+        and (r.het_job in leading - elsewhere if r.het_job else r.reason in WAITS_FOR_RESOURCES)
+    ]
     return sorted(counted, key=lambda r: (-r.priority, r.submit_time, r.job_id))
 
 
 def blocked(requests: Iterable[JobRequest]) -> Mapping[int, str]:
     """Jobs that want gpus but wait for something else, with Slurm's reason."""
     return {r.job_id: r.reason for r in requests if r.gpus and r.reason not in WAITS_FOR_RESOURCES}
+
+
+def _may_wait(request: JobRequest) -> bool:
+    return request.reason in WAITS_FOR_RESOURCES or request.reason == NOT_LOOKED_AT
+
+
+PREEMPTION_S = 60.0
+"""How long Slurm is trusted to start a job by preemption; then it is demand like any other."""
+
+
+def by_preemption(
+    requests: Iterable[JobRequest], views: Sequence[NodeView], now: float
+) -> dict[int, str]:
+    """Jobs that Slurm starts by preempting others, with the reason why nothing is reshaped.
+
+    Only their gpus are counted, and a job that still waits after `PREEMPTION_S` is no longer
+    believed to start so: what else it lacks, preemption does not give it.
+    """
+    found = {}
+    for request in requests:
+        if not request.preempts or now - request.submit_time > PREEMPTION_S:
+            continue
+        able = [view for view in views if _freed_by_preemption(view, request)]
+        if len(able) >= request.nodes:
+            victims = sorted(
+                a.job_id
+                for view in able
+                for a in view.slurm.allocations
+                if a.job_id in request.preempts
+            )
+            jobs = ", ".join(map(str, dict.fromkeys(victims)))
+            found[request.job_id] = f"Slurm may start it by preempting job {jobs}"
+    return found
+
+
+def _freed_by_preemption(view: NodeView, request: JobRequest) -> bool:
+    """Would the node have the job's gpus without the jobs that it may preempt?"""
+    node = view.slurm
+    if request.partition not in node.partitions or conditions.barred(node, request):
+        return False
+    if request.required_nodes and node.name not in request.required_nodes:
+        return False
+    if node.name in request.excluded_nodes:
+        return False
+    if request.features and not any(wanted <= node.features for wanted in request.features):
+        return False
+    held = {i for a in node.allocations if a.job_id not in request.preempts for i in a.indexes}
+    there = Counter(d.type for i, d in enumerate(view.slots) if i not in held | node.promised)
+    return all(there[gres_type] >= n for gres_type, n in request.gpus.items())
+
+
+def whole_jobs(
+    plan: Callable[[Sequence[JobRequest]], Plan], requests: Sequence[JobRequest]
+) -> Plan:
+    """A plan that serves heterogeneous jobs whole or not at all: no node is reshaped for a
+    component whose job could not start, as another of its components is refused."""
+    halves: dict[int, Refusal] = {}
+    while True:
+        made = plan([r for r in requests if r.job_id not in halves])
+        refused = {r.job_id for r in made.refusals}
+        lacking = {r.het_job: r.job_id for r in requests if r.het_job and r.job_id in refused}
+        new = {
+            r.job_id: Refusal(
+                r.job_id,
+                f"component {lacking[r.het_job]} of its heterogeneous job cannot be served",
+                r.label,
+            )
+            for r in requests
+            if r.het_job in lacking and r.job_id not in refused and r.job_id not in halves
+        }
+        if not new:
+            return replace(made, refusals=(*made.refusals, *halves.values()))
+        halves |= new

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from slurm_mig.core import slots
+from slurm_mig.core import conditions, slots
 from slurm_mig.core.model import (
     Allocation,
     Device,
@@ -173,7 +173,7 @@ class NodeDraft:
             self.claimed.update(places)
             added = set(self._added(gres_type))
             planned = planned or any(place in added for place in places)
-        self.cpus -= request.cpus
+        self.cpus -= self.cpus if request.exclusive else request.cpus
         self.memory_mib -= request.memory_mib
         if planned:
             self.serves.append(request.job_id)
@@ -204,7 +204,9 @@ def never(node: NodeView, request: JobRequest) -> str:
         return f"{slurm.name} lacks the job's constraint {wanted}"
     if node.condition is not NodeCondition.USABLE:
         return f"{slurm.name}: {node.note or node.condition.value}"
-    return _too_small(slurm.name, slurm.cpus, slurm.memory_mib, request, "")
+    return conditions.barred(slurm, request) or _too_small(
+        slurm.name, slurm.cpus, slurm.memory_mib, request, ""
+    )
 
 
 def not_now(draft: NodeDraft, request: JobRequest) -> str:

@@ -186,8 +186,27 @@ class NodeCondition(Enum):
     OURS = "fenced by slurm-mig"
     ADMIN = "drained by an administrator"
     AWAY = "not responding, down or powering"
-    RESERVED = "in an active reservation"
+    RESERVED = "in a reservation"
+    FROZEN = "a job has the whole node"
+    UNSUPPORTED = "configured in a way that slurm-mig cannot live with"
     BROKEN = "slurmctld and our record disagree"
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """One of Slurm's reservations, as far as one of its nodes is concerned."""
+
+    name: str
+    begins_in_s: float = 0.0
+    """Seconds until it begins; 0 or less while it is active."""
+    whole: bool = True
+    """It has every core of its nodes: no other job runs there meanwhile."""
+    gpus: Mapping[str, int] = field(default_factory=dict)
+    """Count by gpu type that it holds, over all its nodes; "" for untyped ones."""
+
+    @property
+    def active(self) -> bool:
+        return self.begins_in_s <= 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,13 +229,35 @@ class SlurmNode:
     """Why the node is not settled: `job 12 is COMPLETING`, …"""
     batch_jobs: frozenset[int] = frozenset()
     """Running jobs whose batch script is on this node: each must have its slurmstepd."""
-    reserved: bool = False
+    reservations: tuple[Reservation, ...] = ()
+    """Active and coming ones that the node is in."""
     slurmd_start: int = 0
     """Seconds since the epoch at which slurmd last registered as started."""
 
     @property
-    def busy(self) -> frozenset[int]:
+    def allocated(self) -> frozenset[int]:
         return frozenset(index for a in self.allocations for index in a.indexes)
+
+    @property
+    def promised(self) -> frozenset[int]:
+        """Indexes that coming reservations need: as many of each type as they hold. Slurm does not
+        keep them: when their type is gone, the reservation begins and its jobs wait."""
+        types = [t for t, n in self.gres.items() for _ in range(n)]
+        taken, found = self.allocated, set()
+        for reservation in self.reservations:
+            for gres_type, count in () if reservation.active else reservation.gpus.items():
+                fit = (
+                    i
+                    for i, t in enumerate(types)
+                    if i not in found and (t == gres_type or not (gres_type or is_filler(t)))
+                )
+                found.update(sorted(fit, key=lambda i: (i not in taken, i))[:count])
+        return frozenset(found)
+
+    @property
+    def busy(self) -> frozenset[int]:
+        """Indexes that must stay as they are."""
+        return self.allocated | self.promised
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +336,16 @@ class JobRequest:
     submit_time: int = 0
     reason: str = ""
     patience: Patience = Patience.WITHHOLD
+    het_job: int = 0
+    """The heterogeneous job that this is a component of: all start together. 0: none."""
+    time_limit_s: int = 0
+    """0 when it has none."""
+    reservation: str = ""
+    """The reservation that it was submitted into."""
+    exclusive: bool = False
+    """It asks for whole nodes: it gets every device of them."""
+    preempts: frozenset[int] = frozenset()
+    """Running jobs whose gpus Slurm's preemption may give it."""
 
     @property
     def label(self) -> str:

@@ -28,6 +28,8 @@ class Policy:
     reconfigure_interval_s: float = 0.0
     """The least time between two publications that reconfigure the whole cluster; nodes whose
     change becomes due meanwhile then share one. 0 where no publication does."""
+    reservations: frozenset[str] = frozenset()
+    """Reservations whose nodes may be reshaped, for the jobs submitted into them."""
 
     def patience(self, unserved_s: float) -> Patience:
         """What may be done for a job that could not be served for this long.

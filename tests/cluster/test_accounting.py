@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from slurm_mig.core import demand
 from tests.testbed.cluster import A100, NodeSpec
 from tests.testbed.product import CUDA_JOB, ManagedCluster
 
+SREPORT = "sreport -n -P cluster utilization start=now-5hours end=now -t seconds --tres=gres/gpu"
 PROFILES = ("1g.5gb", "2g.10gb", "3g.20gb", "4g.20gb", "7g.40gb")
 
 
@@ -53,42 +56,59 @@ def test_a_job_over_its_limit_causes_no_reshape(lab: ManagedCluster) -> None:
     lab.wait_job(second, "COMPLETED")
 
 
+def released(cluster: ManagedCluster) -> list[dict[str, Any]]:
+    """The reshapes that were carried through, from the history."""
+    return [h for h in cluster.history() if h["phase"] == "released" and h["change"]["gpus"]]
+
+
+def wanting(cluster: ManagedCluster, dice: random.Random, node: str) -> str:
+    """A job for one node, mostly of a type that it does not have now; its type."""
+    shown = demand.parse_gres(cluster.node(node)["Gres"])
+    absent = [p for p in PROFILES if not shown.get(p)]
+    return dice.choice(absent or PROFILES)
+
+
+def recorded(cluster: ManagedCluster) -> dict[str, str]:
+    """State and AllocTRES of every job, by id, as the database has them."""
+    text = cluster.run("sacct", "-X", "-n", "-P", "-a", "-S", "now-5hours",
+                       "-o", "JobID,State,AllocTRES").stdout  # fmt: skip
+    return {line.split("|")[0]: line for line in text.splitlines()}
+
+
 def test_accounts_after_many_reshapes(lab: ManagedCluster, request: pytest.FixtureRequest) -> None:
     """Random typed jobs under random reshapes; `--reshapes N` makes it long."""
     count = request.config.getoption("--reshapes")
-    dice = random.Random(26)
+    dice = random.Random(request.config.getoption("--seed"))
+    names = [node.name for node in lab.nodes]
     jobs: dict[int, str] = {}
-    done = len(lab.history())
-    while len([h for h in lab.history()[done:] if h["phase"] == "released"]) < count:
-        profile = dice.choice(PROFILES)
-        seconds = dice.choice((0, 1, 3))
-        script = f"sleep {seconds}; srun fake-cuda --seconds 0.1"
-        jobs[lab.submit(script, f"--gres=gpu:{profile}:1", "--qos=normal")] = profile
+    before = len(released(lab))
+    while len(released(lab)) - before < count:
+        for node in names if len(lab.run("squeue", "-h").stdout.splitlines()) < 6 else ():
+            profile = wanting(lab, dice, node)
+            script = f"sleep {dice.choice((0, 1, 3))}; srun fake-cuda --seconds 0.1"
+            others = ",".join(n for n in names if n != node)
+            job = lab.submit(script, f"--gres=gpu:{profile}:1", "--qos=normal",
+                             f"--exclude={others}")  # fmt: skip
+            jobs[job] = profile
         lab.slurm_mig("reconcile")
     for _ in range(60):
         if not lab.run("squeue", "-h").stdout.strip():
             break
         lab.slurm_mig("reconcile")
+    lab.wait_for(
+        lambda: all("COMPLETED" in recorded(lab).get(str(j), "") for j in jobs),
+        30, f"every job to have completed: {recorded(lab)}")  # fmt: skip
+    accounts = recorded(lab)
     for job, profile in jobs.items():
-        assert lab.wait_job(job, "COMPLETED", "FAILED")["JobState"] == "COMPLETED"
-        shown = lab.job(job)["AllocTRES"]
-        assert f"gres/gpu:{profile}=1" in shown
-        assert "gres/gpu=1" in shown
-        assert f"billing={profile[0]}," in shown
+        line = accounts[str(job)]
+        assert f"gres/gpu:{profile}=1" in line
+        assert "gres/gpu=1" in line
+        assert f"billing={profile[0]}," in line
     lab.wait_for(lambda: not usage(lab), 20, f"every usage to be zero: {usage(lab)}")
     logs = lab.sh("cat /var/log/slurm/*.log")
     assert not re.findall(r"(?im)^.*(?:underflow|negative).*$", logs)
-
-    def recorded() -> dict[str, str]:
-        text = lab.run("sacct", "-X", "-n", "-P", "-a", "-S", "now-1hours",
-                       "-o", "JobID,State,AllocTRES").stdout  # fmt: skip
-        return {line.split("|")[0]: line for line in text.splitlines()}
-
-    lab.wait_for(
-        lambda: all("COMPLETED" in recorded().get(str(j), "") for j in jobs), 20, "sacct to know"
-    )
-    for job, profile in jobs.items():
-        assert f"gres/gpu:{profile}=1" in recorded()[str(job)]
+    print(f"{len(released(lab)) - before} reshapes, {len(jobs)} jobs; "
+          f"down in sreport:\n{lab.sh(SREPORT)}")  # fmt: skip
 
 
 def test_what_a_nodes_tres_show(lab: ManagedCluster) -> None:

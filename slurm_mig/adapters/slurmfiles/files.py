@@ -172,6 +172,19 @@ class SlurmFiles:
             if text != now.files[path].text
         ]
 
+    def stray(self, enrolled: Collection[str]) -> str:
+        """What gres.conf says of gpus of `enrolled` nodes beside our own lines, such as an
+        AutoDetect put back by hand; empty when it says nothing. Raises ConfigError."""
+        now = self._now
+        after = edit_gres(now.gres, Wanted(frozenset(enrolled), frozenset(), {}), self._includes[1])
+        changed = sorted(str(p) for p, text in after.items() if text != now.files[p].text)
+        if not changed:
+            return ""
+        return (
+            f"{changed[0]} has gpu or AutoDetect lines for nodes in slurm-mig's care, or lacks "
+            "its marked lines: take the lines out again, or `leave` and `enrol` the nodes"
+        )
+
     def write(
         self, edits: Sequence[FileEdit], backup_dir: Path, *, at: datetime | None = None
     ) -> None:
