@@ -78,7 +78,8 @@ def main(point: str, *command: str) -> None:
         if point == f"before:{step.value}":
             happen()
 
-    executor = Executor(**ports, clock=RealClock(), limits=Limits(), alive=alive,
+    limits = Limits(register_s=assembly.settings.policy.fence_deadline_s)
+    executor = Executor(**ports, clock=RealClock(), limits=limits, alive=alive,
                         by_reconfigure=assembly.by_reconfigure)  # fmt: skip
     with assembly.store.lock():
         Reconciler(**ports, clock=RealClock(), executor=executor, rules=Policy()).cycle()
