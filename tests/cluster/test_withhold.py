@@ -126,7 +126,7 @@ def test_withheld_instances_survive_a_restart_of_slurmctld(one: ManagedCluster) 
 
 def starving(cluster: ManagedCluster, fence_wait_s: int) -> tuple[list[int], int]:
     """1g jobs at the first and the last index pin everything between: nothing can be withheld."""
-    text = f"cooldown_s: 0\n  withhold_s: 1\n  fence_wait_s: {fence_wait_s}"
+    text = f"cooldown_s: 0\n  withhold_s: 3\n  fence_wait_s: {fence_wait_s}"
     cluster.configure(CONFIGURATION.replace("cooldown_s: 0", text))
     jobs = [computing(cluster) for _ in range(7)]
     stop(cluster, *jobs[1:6])
@@ -134,7 +134,7 @@ def starving(cluster: ManagedCluster, fence_wait_s: int) -> tuple[list[int], int
     done = cluster.slurm_mig("reconcile")
     assert "may serve it when job" in done.stdout
     assert gres(cluster)["1g.5gb"] == 7
-    cluster.sh("sleep 1.2")
+    cluster.sh("sleep 3.2")
     return [jobs[0], jobs[6]], wants
 
 
@@ -149,9 +149,10 @@ def test_policy_fences_for_a_job_that_withholding_does_not_serve(one: ManagedClu
     others = one.submit("true", "--gres=gpu:1g.5gb:1", "--nice=100")
     one.slurm_mig("reconcile")
     assert one.job(others)["JobState"] == "PENDING"
+    one.run("scancel", str(others))
     stop(one, *running)
     reconcile_until(one, wants)
-    one.wait_for(partial(one.reports, wants, "first"), 10, "the 7g job to compute")
+    one.wait_for(partial(one.reports, wants, "first"), 20, "the 7g job to compute")
     assert not drained(one)
     assert one.history()[-1]["change"]["behind_fence"], "what was made for a job is left for it"
     assert one.history()[-1]["seconds"]["fenced"] > 1
@@ -159,10 +160,10 @@ def test_policy_fences_for_a_job_that_withholding_does_not_serve(one: ManagedClu
 
 
 def test_a_fence_that_waited_long_enough_comes_down(one: ManagedCluster) -> None:
-    running, wants = starving(one, 2)
+    running, wants = starving(one, 4)
     one.slurm_mig("reconcile")
     assert drained(one)
-    one.sh("sleep 2.2")
+    one.sh("sleep 4.2")
     done = one.slurm_mig("reconcile")
     assert not drained(one), done.stderr
     assert one.history()[-1]["phase"] == "abandoned"
