@@ -425,9 +425,13 @@ class _Run:
         return self._x._store.managed()[self.name]
 
     def write(self) -> None:
-        """gres.conf and the node's line, both written before slurmd may read them."""
+        """gres.conf and the node's line, both written before slurmd may read them.
+
+        The device files come first: from here on anybody may restart slurmd.
+        """
         node, facts = self._current()
         new = self._arrange(node, facts.gpus)
+        self._x._nodes.prepare(self.name, new)
         self.transaction = replace(self.transaction, slots=new)
         self._journal(Phase.PUBLISHED)
         managed = self._x._store.managed()
