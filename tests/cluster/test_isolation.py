@@ -82,8 +82,8 @@ def crowd() -> Iterator[Crowd]:
         }
         at_first = published(cluster)
         begin_under_v2(cluster, jobs["small"])
-        jobs["whole"] = running(cluster, "gpu:a100:1")
-        jobs["new"] = running(cluster, "gpu:3g.20gb:1")
+        jobs["whole"] = served(cluster, "gpu:a100:1")
+        jobs["new"] = served(cluster, "gpu:3g.20gb:1")
         yield Crowd(cluster, jobs, frozenset({"salloc"}), at_first)
 
 
@@ -92,12 +92,19 @@ def published(cluster: ManagedCluster) -> tuple[Slot, ...]:
 
 
 def running(cluster: ManagedCluster, gres: str) -> Holder:
-    """A job that answers questions, after as many cycles as it needs."""
+    """A job that answers questions, on what is free."""
     job = cluster.submit(OPENS_JOB, f"--gres={gres}")
-    for _ in range(20):
+    cluster.wait_job(job, "RUNNING")
+    return holder(cluster, job)
+
+
+def served(cluster: ManagedCluster, gres: str) -> Holder:
+    """A job that answers questions, for which a GPU is cut."""
+    job = cluster.submit(OPENS_JOB, f"--gres={gres}")
+    for _ in range(5):
+        cluster.slurm_mig("reconcile")
         if cluster.job(job)["JobState"] != "PENDING":
             break
-        cluster.slurm_mig("reconcile")
     cluster.wait_job(job, "RUNNING")
     return holder(cluster, job)
 
@@ -179,7 +186,7 @@ def test_a_process_as_old_as_its_job_opens_the_jobs_own(crowd: Crowd) -> None:
             assert found or name == "without"
 
 
-@pytest.mark.parametrize("name", ["small", "beside", "salloc", "whole", "new"])
+@pytest.mark.parametrize("name", ["small", "beside", "salloc", "without", "whole", "new"])
 def test_a_step_launched_now_opens_its_jobs_own(crowd: Crowd, name: str) -> None:
     job, wanted = crowd.jobs[name], gates(crowd.cluster)
     assert allowed(ask_new_step(crowd.cluster, job, wanted)) == job.own & wanted
@@ -260,7 +267,7 @@ def missing(cluster: ManagedCluster) -> list[str]:
 def test_slurmd_comes_up_after_the_driver_took_its_device_nodes(alone: ManagedCluster) -> None:
     alone.sh(FORGET, node=NODE)
     assert missing(alone)
-    made = running(alone, "gpu:2g.10gb:1")
+    made = served(alone, "gpu:2g.10gb:1")
     assert not missing(alone)
     assert allowed(ask(alone, made.prefix, gates(alone))) == made.own & gates(alone)
 

@@ -15,9 +15,10 @@ from slurm_mig.errors import ConfigError
 from slurm_mig.node import NodeAgent
 
 
-@pytest.mark.usefixtures("nvml")
-def test_no_gpu_has_them_among_its_minors_or_its_instances_files() -> None:
-    gpus = NvmlGpus("/dev/nvidia-caps").inventory()
+def test_no_gpu_has_them_among_its_minors_or_its_instances_files(
+    nvml: list[str], tmp_path: Path
+) -> None:
+    gpus = NvmlGpus(proc=str(tmp_path / "proc") if nvml else "/proc/driver").inventory()
     minors = {m for gpu in gpus for m in (*gpu.instance_minors, *gpu.spare_minors)}
     files = {f for gpu in gpus for device in slots.devices_of(gpu, "whole") for f in device.files}
     assert minors
