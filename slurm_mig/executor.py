@@ -425,9 +425,13 @@ class _Run:
         return self._x._store.managed()[self.name]
 
     def write(self) -> None:
-        """gres.conf and the node's line, both written before slurmd may read them."""
+        """gres.conf and the node's line, both written before slurmd may read them.
+
+        The device files come first: from here on anybody may restart slurmd, or reconfigure.
+        """
         node, facts = self._current()
         new = self._arrange(node, facts.gpus)
+        self._x._nodes.prepare(self.name, new)
         self.transaction = replace(self.transaction, slots=new)
         self._journal(Phase.PUBLISHED)
         managed = self._x._store.managed()
@@ -436,9 +440,6 @@ class _Run:
             open_one = self._x._store.transaction(name)
             if open_one is not None and open_one.phase is Phase.PUBLISHED:
                 managed[name] = replace(other, slots=open_one.slots)
-        if self._x.by_reconfigure:
-            # From here anybody's reconfigure would have slurmd look for the new device files.
-            self._x._nodes.prepare(self.name, new)
         self._x._files.write(list(managed.values()), self.name)
         self.reconfigured = False
         self.seen = replace(self.seen, written=True)

@@ -38,27 +38,53 @@ def caps_major() -> int:
     )
 
 
-def ensure_device_files(files: Iterable[str]) -> list[str]:
+def ensure_device_files(files: Iterable[str], major: Callable[[], int] = caps_major) -> list[str]:
     """Make the capability nodes that are missing; returns the paths made.
 
     slurmd dies when a File of gres.conf does not exist, so this comes before its restart. The
-    driver makes such nodes on demand; one made here is the same node. Raises ConfigError for a
-    missing file that is not a capability node, and for capabilities no job may have.
+    driver makes such nodes on demand; one made here is the same node. A node of another device is
+    one of an earlier driver, whose major number was another: Slurm would deny that, and not the
+    instance. Raises ConfigError for a missing file that is not a capability node, and for
+    capabilities no job may have, before anything is made.
     """
-    made = []
-    for file in files:
-        match = re.fullmatch(r".*/nvidia-cap(\d+)", file)
-        if match and int(match[1]) in FORBIDDEN_MINORS:
+    wanted = list(dict.fromkeys(files))
+    for file in wanted:
+        if capability_of(file) in FORBIDDEN_MINORS:
             raise ConfigError(f"{file} gives the right to change MIG: no slot may have it")
-        if os.path.exists(file):
-            continue
-        if not match:
+        if capability_of(file) is None and not os.path.exists(file):
             raise ConfigError(f"device file {file} does not exist", hint="slurmd would not start.")
-        os.makedirs(os.path.dirname(file), exist_ok=True)
-        os.mknod(file, stat.S_IFCHR | CAP_MODE, os.makedev(caps_major(), int(match[1])))
-        os.chmod(file, CAP_MODE)
-        made.append(file)
+    minors = {file: minor for file in wanted if (minor := capability_of(file)) is not None}
+    driver = major() if minors else 0
+    numbers = {file: os.makedev(driver, minor) for file, minor in minors.items()}
+    made = [file for file, number in numbers.items() if _device_number(file) != number]
+    for file in made:
+        _make_node(file, numbers[file])
     return made
+
+
+def capability_of(file: str) -> int | None:
+    """The minor of a capability node, None for another file."""
+    match = re.fullmatch(r".*/nvidia-cap(\d+)", file)
+    return int(match[1]) if match else None
+
+
+def _device_number(file: str) -> int | None:
+    """Number of a device file, 0 for another kind of file, None for none."""
+    try:
+        return os.stat(file).st_rdev
+    except OSError:
+        return None
+
+
+def _make_node(file: str, number: int) -> None:
+    """In place of what is there, without a moment in which there is nothing."""
+    os.makedirs(os.path.dirname(file), exist_ok=True)
+    new = f"{file}.new"
+    with suppress(FileNotFoundError):
+        os.unlink(new)
+    os.mknod(new, stat.S_IFCHR | CAP_MODE, number)
+    os.chmod(new, CAP_MODE)
+    os.rename(new, file)
 
 
 class Slurmd:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 GUARD = "guard"
-"""Type of a managed node's last slot: it has every capability node that no other slot has."""
+"""Type of a managed node's last slot: it has every GPU and GPU instance that no other slot has."""
 
 ZERO = "none"
 """A type that no device ever has. Listed with count 0 in every Gres line: slurmctld rebuilds a

@@ -171,15 +171,17 @@ def planned_device(gpu: int, placement: Placement) -> Device:
 def with_files(slots: Slots, gpus: Sequence[Gpu], cap_dir: str) -> Slots:
     """Give fillers their device nodes and add the guard, which stands last.
 
-    Filler n gets the n-th spare minor. The guard lists every GPU-instance capability node of the
-    node's GPUs that no slot has, so that a step that knows it is denied also instances made later.
+    Filler n gets the n-th spare minor. The guard lists every GPU and every GPU-instance capability
+    node that no slot has, so that a step that knows it is denied also instances made later, and
+    GPUs made whole later.
     """
     spare = [f"{cap_dir}/nvidia-cap{m}" for gpu in gpus for m in gpu.spare_minors]
     used = {file for device in slots if not is_filler(device.type) for file in device.files}
     fillers = iter(spare)
     filled = tuple(Device(d.type, (next(fillers),)) if is_filler(d.type) else d for d in slots)
-    minors = (f"{cap_dir}/nvidia-cap{m}" for gpu in gpus for m in gpu.instance_minors)
-    guard = Device(GUARD, tuple(file for file in minors if file not in used))
+    caps = (f"{cap_dir}/nvidia-cap{m}" for gpu in gpus for m in gpu.instance_minors)
+    known = (*(gpu.file for gpu in gpus), *caps)
+    guard = Device(GUARD, tuple(file for file in known if file not in used))
     return (*filled, guard)
 
 

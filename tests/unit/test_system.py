@@ -27,12 +27,6 @@ def test_a_missing_file_that_is_no_capability_is_refused(tmp_path: Path) -> None
         system.ensure_device_files([str(tmp_path / "nvidia0")])
 
 
-def test_what_exists_is_left_alone(tmp_path: Path) -> None:
-    file = tmp_path / "nvidia-cap30"
-    file.touch()
-    assert system.ensure_device_files([str(file)]) == []
-
-
 def test_constrained_devices_are_read_from_cgroup_conf(tmp_path: Path) -> None:
     conf = tmp_path / "slurm.conf"
     assert not system.devices_constrained(conf)
