@@ -26,7 +26,8 @@ def test_states_that_are_left_alone(state: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "state", ["IDLE", "MIXED", "ALLOCATED", "COMPLETING", "DRAIN", "PLANNED", "CLOUD", "INVALID_REG"]
+    "state",
+    ["IDLE", "MIXED", "ALLOCATED", "COMPLETING", "DRAIN", "PLANNED", "CLOUD", "INVALID_REG"],
 )
 def test_states_that_are_not(state: str) -> None:
     assert conditions.away(shown(state)) == ""
@@ -59,7 +60,11 @@ def test_reservations(begins_in_s: float, said: str) -> None:
     ],
 )
 def test_a_job_may_not_reach_into_a_coming_reservation(
-    limit_s: int, begins_in_s: float, whole: bool, barred: bool
+    limit_s: int,
+    begins_in_s: float,
+    *,
+    whole: bool,
+    barred: bool,
 ) -> None:
     there = shown(reservations=(Reservation("course", begins_in_s, whole=whole),))
     assert bool(conditions.barred(there, job(1, {"a": 1}, time_limit_s=limit_s))) is barred
@@ -174,7 +179,7 @@ def site_again(tmp_path: Path) -> SlurmFiles:
         ("Name=gpu File=/dev/nvidia0\n", True),
     ],
 )
-def test_lines_that_come_back_to_gres_conf(tmp_path: Path, line: str, found: bool) -> None:
+def test_lines_that_come_back_to_gres_conf(tmp_path: Path, line: str, *, found: bool) -> None:
     """A global AutoDetect does no harm: our own line for the node turns it off there."""
     there = site(tmp_path, SLURM, "NodeName=n1 AutoDetect=nvml\n")
     for edit in there.manage(["n1"]):

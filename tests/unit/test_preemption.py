@@ -33,7 +33,11 @@ def test_by_partition(modes: dict[str, str], cluster_mode: str, expected: set[in
 def test_by_qos() -> None:
     lists, modes = preemption.parse_qos(QOS)
     rules = Rules("qos", lists=lists, modes=modes, mode="CANCEL")
-    running = [Candidate(2, "p", "low"), Candidate(3, "p", "scavenger"), Candidate(4, "p", "normal")]
+    running = [
+        Candidate(2, "p", "low"),
+        Candidate(3, "p", "scavenger"),
+        Candidate(4, "p", "normal"),
+    ]
     assert preemption.victims(Candidate(1, "p", "normal"), running, rules) == {2}
     assert preemption.victims(Candidate(1, "p", "low"), running, rules) == frozenset()
 
