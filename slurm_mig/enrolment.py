@@ -308,6 +308,9 @@ class Enrolment:
                     f"slurmctld knows no node {name}; nothing was changed",
                     hint=f"It knows: {', '.join(sorted(shown))}",
                 )
+            states = shown[name].states
+            if states & (conditions.NOT_TOUCHED - conditions.MAINTENANCE):
+                raise BusyError(f"{name} is {'+'.join(sorted(states))}; nothing was changed")
 
     def _facts(self, names: Sequence[str]) -> dict[str, NodeFacts]:
         found = {}
@@ -353,8 +356,6 @@ class Enrolment:
         node = self._cluster.node(name)
         if "DRAIN" in node.states:
             raise BusyError(f"{name} is drained ({node.reason}); nothing was changed")
-        if node.states & conditions.NOT_TOUCHED - conditions.MAINTENANCE:
-            raise BusyError(f"{name} is {'+'.join(sorted(node.states))}; nothing was changed")
         self._cluster.drain(name, f"{REASON}: enrolment")
 
     def _wait_empty(self, name: str, wait_s: float) -> None:
