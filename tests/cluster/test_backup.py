@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from slurm_mig.core import demand
+from slurm_mig.core.model import is_filler
 from slurm_mig.errors import Exit
 from tests.cluster.test_reshape import computing, ended_well, index_of, served
 from tests.testbed.cluster import A100, NodeSpec
@@ -42,6 +43,11 @@ def in_charge(cluster: ManagedCluster) -> str:
     said = cluster.run("scontrol", "ping", check=False).stdout
     up = [line for line in said.splitlines() if line.endswith("is UP")]
     return "head" if any("primary" in line for line in up) else SECOND * bool(up)
+
+
+def offered(cluster: ManagedCluster) -> str:
+    """A type that a job can have now."""
+    return next(t for t in demand.parse_gres(cluster.node(NODE)["Gres"]) if not is_filler(t))
 
 
 def wanting(cluster: ManagedCluster) -> int:
@@ -118,7 +124,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def test_the_first_host_dies_in_the_middle(two: ManagedCluster, point: str) -> None:
     """Its slurmctld and slurm-mig are killed at the same moment; the other host goes on."""
-    running = computing(two, f"gpu:{next(iter(demand.parse_gres(two.node(NODE)['Gres'])))}:1")
+    running = computing(two, f"gpu:{offered(two)}:1")
     index = index_of(two, running)
     job = wanting(two)
     state_is_saved(two)
@@ -138,7 +144,7 @@ def test_the_first_host_dies_in_the_middle(two: ManagedCluster, point: str) -> N
 
 def test_a_takeover_under_a_cycle_at_work(two: ManagedCluster) -> None:
     """An administrator has the second slurmctld take over while a reshape is under way."""
-    running = computing(two, f"gpu:{next(iter(demand.parse_gres(two.node(NODE)['Gres'])))}:1")
+    running = computing(two, f"gpu:{offered(two)}:1")
     job = wanting(two)
     two.run("python", "-m", "tests.testbed.die_at", "files.write", "scontrol", "takeover",
             check=False, timeout=180)  # fmt: skip

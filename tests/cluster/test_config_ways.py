@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from slurm_mig.core.model import is_filler
 from slurm_mig.errors import Exit
 from tests.cluster.test_reshape import (
     computing,
@@ -163,7 +164,8 @@ def test_a_stale_copy_costs_a_registration_and_no_job(cluster: ManagedCluster, w
 @pytest.mark.parametrize("way", ["per-host, node"], indirect=True)
 def test_the_site_brings_its_own_slurm_conf_back(cluster: ManagedCluster) -> None:
     """Configuration management replaces the files of the node: our part is put in again."""
-    job = computing(cluster, f"gpu:{next(iter(gres(cluster)))}:1")
+    offered = next(t for t in gres(cluster) if not is_filler(t))
+    job = computing(cluster, f"gpu:{offered}:1")
     ours = copies(cluster)
     for path in SITE:
         text = cluster.read(path, NODE)
