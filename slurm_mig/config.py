@@ -92,6 +92,11 @@ def _remote_command(words: Sequence[str]) -> str:
     return "" if local or any("%h" in word for word in words) else "lacks %h, the node's name"
 
 
+def _hosts(names: Sequence[str]) -> str:
+    bad = [n for n in names if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", n)]
+    return f"has {bad[0]!r}: should be the names of hosts" if bad else ""
+
+
 def _gres_type(text: str) -> str:
     if is_filler(text):
         return f"is {text!r}: a filler, which no job may ask for"
@@ -105,7 +110,6 @@ def _node_set(text: str) -> str:
     return "" if good else f"is {text!r}: should be a node set such as a100-[1-2]"
 
 
-HOST = r"[A-Za-z0-9][A-Za-z0-9.-]*"
 PROFILE = r"\d+g\.\d+gb([+-][a-z.]+)?"
 # No space: the slot map and Slurm's files are read word by word.
 FilePath = Annotated[str, _matches(r"/[!-~]*", "should be an absolute path without spaces")]
@@ -125,7 +129,7 @@ class SlurmSettings:
     config: Annotated[str, _one_of("shared", "per-host", "configless")] = "shared"
     publish: Annotated[str, _one_of("node", "reconfigure")] = "node"
     reconfigure_interval_s: Seconds = 60.0
-    controllers: tuple[Annotated[str, _matches(HOST, "should be a host's name")], ...] = ()
+    controllers: Annotated[tuple[str, ...], Rule(_hosts)] = ()
     """Hosts of a slurmctld that have copies of their own; the one that this runs on is left out."""
     controller_command: Annotated[tuple[str, ...], Rule(_remote_command)] = (
         "ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "root@%h",

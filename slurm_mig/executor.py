@@ -489,7 +489,13 @@ class _Run:
             # slurmctld is about to write its own words over the reason: whose it is, is read now.
             self.hold()
             self._x._nodes.preregister(self.name, managed.slots)
-            self._wait(lambda n: "INVALID_REG" in n.states, "the first registration")
+            self._wait(
+                lambda n: (
+                    # It may be there from before: then the types tell that this one has come.
+                    "INVALID_REG" in n.states and set(n.gres) == set(slots.tally(managed.slots))
+                ),
+                "the first registration",
+            )
             self._say_the_reason_again()
         self._x._cluster.set_gres(self.name, publish.node_gres(managed))
         self._x._nodes.publish(self.name, managed.slots)

@@ -4,7 +4,7 @@ nodes/NODE.json          the node as enrolled and last published
 transactions/NODE.json   the node's last transaction: the journal
 history.jsonl            every finished transaction, one a line
 cycle.json               what the last cycle saw and did
-lock                     held by the one command that may change anything
+lock                     held by the one command that may change anything, on whatever host
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,12 +43,12 @@ class FileStore:
                 handle.seek(0)
                 holder = handle.read().strip() or "unknown"
                 raise BusyError(
-                    f"another slurm-mig (pid {holder}) is at work",
+                    f"another slurm-mig ({holder}) is at work",
                     hint="Wait for it, or see `slurm-mig status`.",
                 ) from error
             handle.seek(0)
             handle.truncate()
-            handle.write(f"{os.getpid()}\n")
+            handle.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
             handle.flush()
             yield
 

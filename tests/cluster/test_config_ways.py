@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from slurm_mig.core.model import is_filler
+from slurm_mig.errors import Exit
 from tests.cluster.test_reshape import (
     computing,
     ended_well,
@@ -17,11 +20,28 @@ from tests.cluster.test_reshape import (
 from tests.testbed.cluster import A100, L40S, NodeSpec
 from tests.testbed.product import CUDA_JOB, ManagedCluster, in_way
 
-NODE = "a100-1"
-ONE = (NodeSpec(NODE, (A100, A100)),)
-TWO = (*ONE, NodeSpec("mixed-1", (A100, L40S), partitions=("other",)))
+NODE, OTHER = "a100-1", "mixed-1"
+NODES = (NodeSpec(NODE, (A100,)), NodeSpec(OTHER, (A100, L40S), partitions=("other",)))
 SITE = ("/etc/slurm/slurm.conf", "/etc/slurm/gres.conf")
+OURS = ("/etc/slurm/slurm-mig/nodes.conf", "/etc/slurm/slurm-mig/gres.conf")
 AT_ONCE = "reconfigure_interval_s: 0"
+
+WAYS: dict[str, dict[str, Any]] = {
+    "shared, reconfigure": {"configuration": in_way("shared", "reconfigure", AT_ONCE)},
+    "per-host, node": {
+        "configuration": in_way("per-host", "node"),
+        "own_files": (NODE, OTHER),
+    },
+    "configless, reconfigure": {
+        "configuration": in_way("configless", "reconfigure", AT_ONCE),
+        "configless": (NODE, OTHER),
+    },
+    "configless, node": {
+        "configuration": in_way("configless", "node"),
+        "own_files": (NODE,),
+        "configless": (OTHER,),
+    },
+}
 
 PLAIN_JOB = """\
 until [ -e /tmp/jobs/$SLURM_JOB_ID.stop ]; do sleep 0.2; done
@@ -29,28 +49,21 @@ srun true
 """
 """On a node that slurm-mig does not manage: there is no slot map that its hooks could read."""
 
-WAYS = {
-    "shared, reconfigure": {"configuration": in_way("shared", "reconfigure", AT_ONCE)},
-    "per-host, node": {
-        "configuration": in_way("per-host", "node"),
-        "own_files": ("a100-1", "mixed-1"),
-    },
-    "configless, reconfigure": {
-        "configuration": in_way("configless", "reconfigure", AT_ONCE),
-        "configless": ("a100-1", "mixed-1"),
-    },
-    "configless, node": {
-        "configuration": in_way("configless", "node"),
-        "own_files": ("a100-1",),
-        "configless": ("mixed-1",),
-    },
-}
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The two ways that differ most, or with a greater --reshapes every one."""
+    if "way" in metafunc.fixturenames and not any(
+        "way" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")
+    ):
+        short = ("per-host, node", "configless, reconfigure")
+        names = WAYS if metafunc.config.option.reshapes > 8 else short
+        metafunc.parametrize("way", names, indirect=True, scope="module")
 
 
-@pytest.fixture(scope="module", params=WAYS)
+@pytest.fixture(scope="module")
 def way(request: pytest.FixtureRequest) -> Iterator[ManagedCluster]:
     """A cluster in each way, the first node enrolled; the other is the site's own."""
-    with ManagedCluster(nodes=TWO, **WAYS[request.param]) as cluster:
+    with ManagedCluster(nodes=NODES, **WAYS[request.param]) as cluster:
         at_first = copies(cluster), cluster.node(NODE)["Gres"]
         cluster.slurm_mig("enrol", NODE)
         yield cluster
@@ -77,27 +90,149 @@ def copies(cluster: ManagedCluster) -> list[str]:
     return [cluster.read(path, host) for host in hosts for path in SITE]
 
 
+def put(cluster: ManagedCluster, host: str | None, path: str, text: str) -> None:
+    """A file on one host, as a backup or configuration management brings it."""
+    cluster.run("sh", "-c", f"cat > {path}", node=host, stdin=text)
+
+
+def healthy(cluster: ManagedCluster) -> bool:
+    return not {"INVALID_REG", "DRAIN"} & set(cluster.node(NODE)["State"].split("+"))
+
+
+def starts(cluster: ManagedCluster, daemon: str) -> int:
+    """How often a daemon has started anew."""
+    text = cluster.read(f"/var/log/slurm/{daemon}.log")
+    return text.count("Relinquishing control to new")
+
+
 def test_jobs_live_through_reshapes_and_a_vanishing_type(cluster: ManagedCluster) -> None:
-    """1g.5gb goes to the last one while jobs of other types run, and comes back."""
+    """1g.5gb goes to the last one while a job of another type runs, and comes back."""
     other = cluster.submit(PLAIN_JOB, "--gres=gpu:l40s:1", "-p", "other")
     cluster.wait_job(other, "RUNNING")
-    first = computing(cluster, "gpu:1g.5gb:1", "-w", NODE)
-    threes = [cluster.submit(CUDA_JOB, "--gres=gpu:3g.20gb:1") for _ in range(3)]
-    for job in threes:
-        reconcile_until(cluster, job)
-        served(cluster, job)
+    first = computing(cluster, "gpu:1g.5gb:1")
+    three = cluster.submit(CUDA_JOB, "--gres=gpu:3g.20gb:1")
+    reconcile_until(cluster, three)
+    served(cluster, three)
     ended_well(cluster, first)
-    busy = {job: index_of(cluster, job) for job in threes}
+    busy = index_of(cluster, three)
     four = cluster.submit(CUDA_JOB, "--gres=gpu:3g.20gb:1")
     reconcile_until(cluster, four)
     served(cluster, four)
-    assert {job: index_of(cluster, job) for job in threes} == busy
-    shown = gres(cluster)
-    assert shown["3g.20gb"] == 4
-    assert "1g.5gb" not in shown
-    assert not {"INVALID_REG", "DRAIN"} & set(cluster.node(NODE)["State"].split("+"))
-    assert cluster.node("mixed-1")["Gres"] == "gpu:1g.5gb:7,gpu:l40s:1"
-    ended_well(cluster, *threes, four)
+    assert index_of(cluster, three) == busy
+    assert gres(cluster)["3g.20gb"] == 2
+    assert "1g.5gb" not in gres(cluster)
+    assert healthy(cluster)
+    assert cluster.node(OTHER)["Gres"] == "gpu:1g.5gb:7,gpu:l40s:1"
+    small = cluster.submit(CUDA_JOB, "--gres=gpu:1g.5gb:1")
+    ended_well(cluster, four)
+    reconcile_until(cluster, small)
+    served(cluster, small)
+    assert index_of(cluster, three) == busy
+    ended_well(cluster, three, small)
     cluster.run("touch", f"/tmp/jobs/{other}.stop")
     cluster.wait_job(other, "COMPLETED")
     assert cluster.slurm_mig("reconcile").stdout.startswith("nothing to do")
+
+
+@pytest.mark.parametrize("way", ["per-host, node"], indirect=True)
+@pytest.mark.parametrize("where", ["controller", "node"])
+def test_a_stale_copy_costs_a_registration_and_no_job(cluster: ManagedCluster, where: str) -> None:
+    """An old state of ours, taken up by the daemon there: the next cycle repairs."""
+    host = NODE if where == "node" else None
+    old = [cluster.read(path, host) for path in OURS]
+    wanted = "4g.20gb" if where == "node" else "2g.10gb"
+    job = cluster.submit(CUDA_JOB, f"--gres=gpu:{wanted}:1")
+    reconcile_until(cluster, job)
+    served(cluster, job)
+    shown = {t: n for t, n in gres(cluster).items() if "off" not in t}
+    for path, text in zip(OURS, old, strict=True):
+        put(cluster, host, path, text)
+    if host:
+        # Devices of the old gres.conf are gone: this slurmd may not come up at all.
+        cluster.run("restart-slurmd", node=host, check=False)
+    else:
+        cluster.restart_daemon("slurmctld")
+        cluster.wait_for(lambda: not healthy(cluster), 60, "the refused registration")
+    cluster.slurm_mig("reconcile")
+    assert cluster.pid("slurmd", NODE)
+    assert {t: n for t, n in gres(cluster).items() if "off" not in t} == shown
+    assert healthy(cluster)
+    assert [cluster.read(path, host) for path in OURS] != old
+    ended_well(cluster, job)
+
+
+@pytest.mark.parametrize("way", ["per-host, node"], indirect=True)
+def test_the_site_brings_its_own_slurm_conf_back(cluster: ManagedCluster) -> None:
+    """Configuration management replaces the files of the node: our part is put in again."""
+    offered = next(t for t in gres(cluster) if not is_filler(t))
+    job = computing(cluster, f"gpu:{offered}:1")
+    ours = copies(cluster)
+    for path in SITE:
+        text = cluster.read(path, NODE)
+        kept = [line for line in text.splitlines() if not line.startswith("# slurm-mig keeps: ")]
+        plain = [line for line in kept if "slurm-mig" not in line]
+        put(cluster, NODE, path, "\n".join(plain) + "\n")
+    assert "not included" in cluster.slurm_mig("status").stdout
+    cluster.slurm_mig("reconcile")
+    assert "Include slurm-mig/nodes.conf" in cluster.read(SITE[0], NODE)
+    for path, text in zip(SITE, ours[2:], strict=True):
+        put(cluster, NODE, path, text)
+    assert healthy(cluster)
+    ended_well(cluster, job)
+
+
+@pytest.mark.parametrize("way", ["per-host, node"], indirect=True)
+def test_a_copy_on_a_node_edited_by_hand_stops_that_node_only(cluster: ManagedCluster) -> None:
+    text = cluster.read(OURS[1], NODE)
+    put(cluster, NODE, OURS[1], text.replace("Type=guard", "Type=mine", 1))
+    wants = cluster.submit("true", "--gres=gpu:7g.40gb:1")
+    done = cluster.slurm_mig("reconcile")
+    assert "its own gres.conf was edited by hand" in done.stdout
+    assert "mine" in cluster.read(OURS[1], NODE)
+    cluster.slurm_mig("rewrite")
+    assert cluster.read(OURS[1], NODE) == text
+    reconcile_until(cluster, wants)
+
+
+@pytest.mark.parametrize("way", ["configless, reconfigure"], indirect=True)
+def test_nodes_of_one_cycle_share_a_reconfigure(cluster: ManagedCluster) -> None:
+    """And none is made again before the interval has passed; status says so."""
+    cluster.slurm_mig("enrol", OTHER)
+    cluster.configure(in_way("configless", "reconfigure", "reconfigure_interval_s: 3600"))
+    try:
+        cluster.sh("rm -f /tmp/jobs/*.stop")
+        both = [
+            cluster.submit(CUDA_JOB, "--gres=gpu:4g.20gb:1", "-p", partition)
+            for partition in ("main", "other")
+        ]
+        cluster.sh("sed -i 's/\"published\": [0-9.]*/\"published\": 0.0/' "
+                   "/var/lib/slurm-mig/nodes/*.json")  # fmt: skip
+        before = starts(cluster, "slurmctld")
+        done = cluster.slurm_mig("reconcile")
+        assert f"{NODE} reshaped" in done.stdout
+        assert f"{OTHER} reshaped" in done.stdout
+        assert starts(cluster, "slurmctld") - before == 2, "two lines of the log for each"
+        served(cluster, *both)
+        later = cluster.submit("true", "--gres=gpu:2g.10gb:1")
+        done = cluster.slurm_mig("reconcile")
+        assert "the cluster was reconfigured lately: again in" in done.stdout
+        assert cluster.job(later)["JobState"] == "PENDING"
+        ended_well(cluster, *both)
+    finally:
+        cluster.configure(WAYS["configless, reconfigure"]["configuration"])
+        cluster.run("scancel", "--user=alice")
+        cluster.slurm_mig("leave", OTHER, "--wait", "20")
+
+
+def test_a_way_that_slurm_conf_contradicts_is_refused(cluster: ManagedCluster) -> None:
+    """Before anything is changed: files that a configless slurmd would miss are never included."""
+    configless = bool(cluster.configless)
+    good = cluster.read("/etc/slurm/slurm-mig.yaml")
+    before = copies(cluster)
+    cluster.configure(in_way("shared" if configless else "configless", "node"))
+    done = cluster.slurm_mig("enrol", OTHER, check=False)
+    cluster.configure(good)
+    assert done.returncode == Exit.CONFIG
+    assert "enable_configless" in done.stderr
+    assert copies(cluster) == before
+    assert "DRAIN" not in cluster.node(OTHER)["State"]

@@ -449,6 +449,7 @@ mkdir -p /var/lib/slurm-mig /var/lib/slurm /proc/driver /run/nodes /run/lock
 mount -t tmpfs -o mode=755 tmpfs /var/lib/slurm-mig
 mount -t tmpfs -o mode=755 tmpfs /var/lib/slurm
 mkdir -p /run/slurm /run/munge /run/nodes /tmp/jobs
+echo 1 > /run/nodes/head.pid
 mkdir -p /var/lib/slurm/ctld /var/log/slurm /var/log/munge
 chmod 1777 /tmp/jobs
 chown munge:munge /run/munge /var/log/munge

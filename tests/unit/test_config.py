@@ -136,8 +136,19 @@ def test_a_node_reads_only_what_is_its_own(tmp_path: Path) -> None:
     [
         ("slurm: {conf: 3}", "1: slurm.conf: should be a text"),
         ("slurm: 3", "1: slurm: should be keys and values"),
-        ("slurm: {publish: all}", "1: slurm.publish: is 'all': should be node"),
-        ("slurm: {config: x}", "1: slurm.config: is 'x': should be shared"),
+        ("slurm: {publish: all}", "1: slurm.publish: is 'all': should be node or reconfigure"),
+        (
+            "slurm: {config: x}",
+            "1: slurm.config: is 'x': should be shared or per-host or configless",
+        ),
+        (
+            "slurm: {controllers: [a b]}",
+            "1: slurm.controllers: has 'a b': should be the names of hosts",
+        ),
+        (
+            "slurm: {controller_command: [ssh, head]}",
+            "1: slurm.controller_command: lacks %h, the node's name",
+        ),
         ("slurm: {gres_conf: }", "1: slurm.gres_conf: should be a text"),
         ("node: [x]", "1: node: should be keys and values"),
         ("node: {foo: 1}", "1: node.foo: unknown key"),

@@ -1,17 +1,15 @@
 """Slurm's host lists: `gpu[001-128,130]` to names and back.
 
-Names are checked strictly before ClusterShell sees them, because it would also take set operators,
-spaces and groups. The order of names is kept: NodeAddr, NodeHostname and Port go by position.
+Checked strictly: no set operators, spaces or groups. The order of names is kept: NodeAddr,
+NodeHostname and Port go by position. The standard library only: GPU nodes that have files of their
+own use this too.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import product
-
-from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
-from ClusterShell.RangeSet import RangeSet, RangeSetException
+from itertools import groupby, product
 
 from slurm_mig.errors import ConfigError
 
@@ -21,7 +19,6 @@ MOST_NAMES = 65536
 _RANGES = r"\[[0-9]+(?:-[0-9]+)?(?:,[0-9]+(?:-[0-9]+)?)*\]"
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _ELEMENT = re.compile(rf"(?:[A-Za-z0-9_.:-]|{_RANGES})+")
-_BRACKETS_LAST = re.compile(r"[^\[\]]+(?:\[[^\[\]]+\])?")
 
 
 def is_name(text: str) -> bool:
@@ -51,19 +48,40 @@ def elements(value: str) -> list[str]:
 
 def fold(names: Sequence[str]) -> str:
     """A host list that `expand` turns into exactly these names, in this order."""
-    nodes = NodeSet.fromlist(names, resolver=RESOLVER_NOGROUP)
-    nodes.fold_axis = (-1,)
-    text = str(nodes)
-    simple = all(_BRACKETS_LAST.fullmatch(element) for element in elements(text))
-    # ClusterShell sorts, and may fold where Slurm would not unfold: then plain names are right.
-    if simple and expand(text, "folded") == list(names):
-        return text
-    return ",".join(names)
+    if len(set(names)) < len(names):
+        return ",".join(names)
+    groups = groupby(map(_split, names), key=lambda part: (part[0], part[1] == ""))
+    text = ",".join(_folded(stem, [part[1] for part in parts]) for (stem, _), parts in groups)
+    return text if expand(text, "folded") == list(names) else ",".join(names)
 
 
 def fold_set(names: Iterable[str]) -> str:
-    """A host list of these names, each once, in ClusterShell's order (n2 before n10)."""
-    return fold([str(name) for name in NodeSet.fromlist(names, resolver=RESOLVER_NOGROUP)])
+    """A host list of these names, each once, n2 before n10."""
+    return fold(sorted(set(names), key=_natural))
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Numbers in a name by value, the rest as text."""
+    return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", name)]
+
+
+def _split(name: str) -> tuple[str, str]:
+    """A name without its number at the end, and that number."""
+    stem = name.rstrip("0123456789")
+    return stem, name[len(stem) :]
+
+
+def _folded(stem: str, numbers: Sequence[str]) -> str:
+    if len(numbers) == 1 or sorted(numbers, key=int) != list(numbers):
+        return ",".join(f"{stem}{number}" for number in numbers)
+    runs: list[list[str]] = []
+    for number in numbers:
+        if runs and number == str(int(runs[-1][-1]) + 1).zfill(len(runs[-1][-1])):
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    inside = (run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return f"{stem}[{','.join(inside)}]"
 
 
 def _expand_element(element: str, value: str, where: str) -> Iterator[str]:
@@ -83,10 +101,12 @@ def _numbers(brackets: str, value: str, where: str) -> list[str]:
         low, _, high = part.partition("-")
         if high and int(high) - int(low) >= MOST_NAMES:
             raise _refusal(where, value, f"more than {MOST_NAMES} names")
-        try:
-            numbers.extend(str(number) for number in RangeSet(part).striter())
-        except RangeSetException as error:
-            raise _refusal(where, value, str(error)) from error
+        high = high or low
+        if len(low) != len(high) and "0" in (low[0], high[0]):
+            raise _refusal(where, value, f"{part} has two widths")
+        if int(low) > int(high):
+            raise _refusal(where, value, f"{part} ends before it begins")
+        numbers.extend(str(n).zfill(len(low)) for n in range(int(low), int(high) + 1))
     return numbers
 
 
