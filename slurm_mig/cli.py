@@ -19,6 +19,7 @@ import click
 
 from slurm_mig import __version__, config
 from slurm_mig.commands.files import files
+from slurm_mig.commands.hook import hook
 from slurm_mig.errors import Exit, SlurmMigError
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def reconcile(config_path: Path, loop_s: float | None, dry_run: bool) -> None:  
         assembly = _assembly(config_path)
         with assembly.store.lock(), assembly.nodes, closing(assembly.files):
             report = assembly.reconciler().cycle()
+            assembly.write_free(report)
             quarantined = [
                 t.node
                 for name in assembly.store.managed()
@@ -274,6 +276,7 @@ def observe(config_path: Path, name: str | None) -> None:
 
 
 main.add_command(files)
+main.add_command(hook)
 
 
 if __name__ == "__main__":

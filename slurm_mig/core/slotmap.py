@@ -4,20 +4,86 @@ Written on the node at each publish, read by the hooks on every job's path:
 
     # slurm-mig slots v1
     constrained yes
+    narrow no
     0 1g.5gb MIG-… /dev/nvidia0,/dev/nvidia-caps/nvidia-cap66,/dev/nvidia-caps/nvidia-cap67
     7 off - /dev/nvidia-caps/nvidia-cap20
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
 from slurm_mig.core.model import Slots
 
 HEADER = "# slurm-mig slots v1"
 
+_LIST = re.compile(r"[0-9]{1,3}(-[0-9]{1,3})?(,[0-9]{1,3}(-[0-9]{1,3})?)*")
+LONGEST_LIST = 4096
+MOST_INDEXES = 1024
 
-def slot_map(slots: Slots, *, constrained: bool) -> str:
-    """The map's text. `constrained`: jobs see only their own devices (ConstrainDevices)."""
-    lines = [HEADER, f"constrained {'yes' if constrained else 'no'}"]
+
+@dataclass(frozen=True)
+class Slot:
+    """One line of the map. `uuid` is empty for a filler."""
+
+    type: str
+    uuid: str
+    files: tuple[str, ...]
+
+    @property
+    def is_whole(self) -> bool:
+        """A GPU without MIG."""
+        return self.uuid.startswith("GPU-")
+
+
+@dataclass(frozen=True)
+class SlotMap:
+    """What the hooks know of their node."""
+
+    slots: Mapping[int, Slot] = field(default_factory=dict)
+    constrained: bool = False
+    """Jobs see only their own devices (ConstrainDevices)."""
+    narrow: bool = False
+    """Capability files belong to the job's user while it runs."""
+
+    @property
+    def devices(self) -> dict[int, Slot]:
+        """The slots that are devices, without fillers and guard."""
+        return {index: slot for index, slot in self.slots.items() if slot.uuid}
+
+
+def slot_map(slots: Slots, *, constrained: bool, narrow: bool = False) -> str:
+    """The map's text."""
+    words = {True: "yes", False: "no"}
+    lines = [HEADER, f"constrained {words[constrained]}", f"narrow {words[narrow]}"]
     for index, device in enumerate(slots):
         lines.append(f"{index} {device.type} {device.uuid or '-'} {','.join(device.files)}")
     return "\n".join(lines) + "\n"
+
+
+def parse(text: str) -> SlotMap:
+    """The map that a text has; lines that are none of ours are left out."""
+    slots, flags = {}, {}
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) == 4 and words[0].isdigit():
+            uuid = "" if words[2] == "-" else words[2]
+            slots[int(words[0])] = Slot(words[1], uuid, tuple(words[3].split(",")))
+        elif len(words) == 2:
+            flags[words[0]] = words[1] == "yes"
+    return SlotMap(slots, flags.get("constrained", False), flags.get("narrow", False))
+
+
+def indexes(text: str) -> tuple[int, ...] | None:
+    """`0-2,5` to its numbers, in order; None for anything else."""
+    if len(text) >= LONGEST_LIST or not _LIST.fullmatch(text):
+        return None
+    found: list[int] = []
+    for part in text.split(","):
+        low, _, high = part.partition("-")
+        found.extend(range(int(low), int(high or low) + 1))
+        if len(found) > MOST_INDEXES:
+            return None
+    return tuple(found)

@@ -448,11 +448,11 @@ mount -t tmpfs -o mode=1777 tmpfs /tmp
 mkdir -p /var/lib/slurm-mig /var/lib/slurm /proc/driver /run/nodes /run/lock
 mount -t tmpfs -o mode=755 tmpfs /var/lib/slurm-mig
 mount -t tmpfs -o mode=755 tmpfs /var/lib/slurm
-mkdir -p /run/slurm /run/munge /run/nodes /tmp/jobs
+mkdir -p /run/slurm /run/munge /run/nodes /run/slurm-mig/ctld /tmp/jobs
 mkdir -p /var/lib/slurm/ctld /var/log/slurm /var/log/munge
 chmod 1777 /tmp/jobs
 chown munge:munge /run/munge /var/log/munge
-chown slurm:slurm /run/slurm /var/lib/slurm/ctld /var/log/slurm
+chown slurm:slurm /run/slurm /run/slurm-mig/ctld /var/lib/slurm/ctld /var/log/slurm
 hostname head
 ip link add br0 type bridge
 ip addr add 10.77.0.1/24 dev br0
