@@ -18,6 +18,7 @@ from slurm_mig.adapters.remote import RemoteControllers, RemoteNodes
 from slurm_mig.adapters.slurmfiles import GresLine, SlurmFiles
 from slurm_mig.adapters.store import FileStore
 from slurm_mig.adapters.system import RealClock
+from slurm_mig.adapters.wake import Wake
 from slurm_mig.config import Settings
 from slurm_mig.core import submit
 from slurm_mig.core.policy import Policy
@@ -112,6 +113,10 @@ class Assembly:
             self.store.forget,
         )
 
+    @property
+    def wake(self) -> Wake:
+        return Wake(Path(self.settings.wake.file), self.settings.wake.min_interval_s)
+
     def write_free(self, report: CycleReport) -> None:
         """Tell the submit plugin what is free, where its directory has been made."""
         path = free_file(self.settings)
@@ -172,6 +177,7 @@ class LocalFiles(ManagedFiles):
         path = Path(settings.slurm.managed_dir) / "submit.lua"
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         write_atomic(path, text)
+
 
 
 def free_file(settings: Settings) -> Path:

@@ -48,7 +48,7 @@ def rules(cluster: ManagedCluster, *lines: str) -> Iterator[None]:
     changed = text
     for line in lines:
         key = line.partition(" = ")[0]
-        changed = re.sub(rf"(?m)^  {key} = .*$", lambda _, line=line: f"  {line},", changed)
+        changed = re.sub(rf"(?m)^  {key} = .*$", f"  {line},", changed)
     assert changed != text
     cluster.write(TABLE, changed)
     time.sleep(1.1)
