@@ -179,7 +179,6 @@ class LocalFiles(ManagedFiles):
         write_atomic(path, text)
 
 
-
 def free_file(settings: Settings) -> Path:
     """Where the submit plugin finds what the last cycle left free."""
     return Path(settings.wake.file).with_name("free.lua")
