@@ -57,7 +57,10 @@ def task_prolog(env: Mapping[str, str], known: SlotMap) -> list[str]:
     if known.constrained:
         there = [i for i in known.slots if i in gpus]
         mine = [i for i in there if all(os.access(f, os.R_OK) for f in known.slots[i].files)]
-        if len(mine) != len(seen):
+        if len(mine) < len(seen):
+            # A job without devices of its own, with an environment from elsewhere.
+            return []
+        if len(mine) > len(seen):
             step = slotmap.indexes(env.get("SLURM_STEP_GPUS") or env.get("SLURM_JOB_GPUS", ""))
             if step is None or any(position >= len(step) for position in seen):
                 return []
@@ -149,7 +152,9 @@ class Node:
             slot = known.devices.get(index)
             if slot is None:
                 raise SlurmMigError(f"slot {index} is no device")
-            if not self.is_clean(slot) or not all(map(_is_device, slot.files)):
+            there = all(map(_is_device, slot.files))
+            there = there and (not slot.proof or os.path.exists(slot.proof))
+            if not (there and self.is_clean(slot)):
                 self._look_at(index, slot)
                 self.mark(slot).write_text("clean\n")
         if known.narrow:
@@ -317,17 +322,17 @@ def drain(node: str, why: str) -> None:
         log.error("draining %s failed: %s", node, error)
 
 
-def main(words: Sequence[str]) -> int:
-    """`python -m slurm_mig.hooks NAME DIRECTORY`: one hook as the tests run it."""
+def main(words: Sequence[str], env: Mapping[str, str]) -> int:
+    """`python -m slurm_mig.hooks NAME DIRECTORY`: one hook as tests and benchmark run it."""
     name, run = words[0], Path(words[1])
     node = Node(run, lambda: ())
     if name == "task_prolog":
         known = node.known
-        for line in task_prolog(os.environ, known) if known else []:
+        for line in task_prolog(env, known) if known else []:
             print(line)
         return Exit.OK
     try:
-        (node.prolog if name == "prolog" else node.epilog)(os.environ)
+        (node.prolog if name == "prolog" else node.epilog)(env)
     except SlurmMigError as error:
         print(f"slurm-mig: {error}", file=sys.stderr)
         return error.exit_code
@@ -335,4 +340,4 @@ def main(words: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], os.environ))

@@ -107,7 +107,8 @@ class NodeAgent:
         run_dir = Path(self._settings.run_dir)
         run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         narrow = self._settings.devices == "narrow"
-        text = slotmap.slot_map(slots, constrained=constrained, narrow=narrow)
+        proofs = self._gpus.proofs()
+        text = slotmap.slot_map(slots, proofs, constrained=constrained, narrow=narrow)
         write_atomic(run_dir / "slots", text)
         hooks.refresh_marks(run_dir, self._gpus.inventory())
 

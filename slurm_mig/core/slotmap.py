@@ -5,8 +5,10 @@ Written on the node at each publish, read by the hooks on every job's path:
     # slurm-mig slots v1
     constrained yes
     narrow no
-    0 1g.5gb MIG-… /dev/nvidia0,/dev/nvidia-caps/nvidia-cap66,/dev/nvidia-caps/nvidia-cap67
-    7 off - /dev/nvidia-caps/nvidia-cap20
+    0 1g.5gb MIG-… /dev/nvidia0,/dev/nvidia-caps/nvidia-cap66,/dev/nvidia-caps/nvidia-cap67 PROOF
+    7 off - /dev/nvidia-caps/nvidia-cap20 -
+
+PROOF is the driver's capability file, which is there exactly as long as the instance is.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from slurm_mig.core.model import Slots
 
@@ -31,6 +34,8 @@ class Slot:
     type: str
     uuid: str
     files: tuple[str, ...]
+    proof: str = ""
+    """A file that the driver shows while the instance exists; empty where it shows none."""
 
     @property
     def is_whole(self) -> bool:
@@ -54,12 +59,20 @@ class SlotMap:
         return {index: slot for index, slot in self.slots.items() if slot.uuid}
 
 
-def slot_map(slots: Slots, *, constrained: bool, narrow: bool = False) -> str:
-    """The map's text."""
+def slot_map(
+    slots: Slots,
+    proofs: Mapping[str, str] = MappingProxyType({}),
+    *,
+    constrained: bool,
+    narrow: bool = False,
+) -> str:
+    """The map's text. `proofs`: the driver's capability file by device file."""
     words = {True: "yes", False: "no"}
     lines = [HEADER, f"constrained {words[constrained]}", f"narrow {words[narrow]}"]
     for index, device in enumerate(slots):
-        lines.append(f"{index} {device.type} {device.uuid or '-'} {','.join(device.files)}")
+        proof = (proofs.get(device.files[-1]) if device.uuid and device.files else None) or "-"
+        files = ",".join(device.files)
+        lines.append(f"{index} {device.type} {device.uuid or '-'} {files} {proof}")
     return "\n".join(lines) + "\n"
 
 
@@ -67,10 +80,9 @@ def parse(text: str) -> SlotMap:
     """The map that a text has; lines that are none of ours are left out."""
     slots, flags = {}, {}
     for line in text.splitlines():
-        words = line.split()
-        if len(words) == 4 and words[0].isdigit():
-            uuid = "" if words[2] == "-" else words[2]
-            slots[int(words[0])] = Slot(words[1], uuid, tuple(words[3].split(",")))
+        words = ["" if word == "-" else word for word in line.split()]
+        if len(words) == 5 and words[0].isdigit():
+            slots[int(words[0])] = Slot(words[1], words[2], tuple(words[3].split(",")), words[4])
         elif len(words) == 2:
             flags[words[0]] = words[1] == "yes"
     return SlotMap(slots, flags.get("constrained", False), flags.get("narrow", False))

@@ -402,7 +402,8 @@ def slurm_conf(nodes: Iterable[NodeSpec], extra: str) -> str:
         "SelectTypeParameters=CR_Core_Memory",
         "DefMemPerCPU=100",
         "GresTypes=gpu",
-        "SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=0,sched_min_interval=0",
+        "SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=0,"
+        "sched_min_interval=0,nohold_on_prolog_fail",
         f"PriorityType=priority/{'multifactor' if 'slurmdbd' in extra else 'basic'}",
         "MpiDefault=none",
         "ReturnToService=2",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from slurm_mig.core import slotmap
 from slurm_mig.core.model import Gpu
 from slurm_mig.errors import SlurmMigError
+from slurm_mig import hooks
 from slurm_mig.hooks import Node, refresh_marks
 from tests.unit.builders import A100, at, gpu, ones
 
@@ -31,7 +34,7 @@ class Site:
     def write(self, *, constrained: bool = False, narrow: bool = False) -> None:
         lines = [slotmap.HEADER, f"constrained {'yes' if constrained else 'no'}",
                  f"narrow {'yes' if narrow else 'no'}"]  # fmt: skip
-        lines += [f"{i} {'off' if u == '-' else '1g.5gb'} {u} /dev/null,/dev/zero"
+        lines += [f"{i} {'off' if u == '-' else '1g.5gb'} {u} /dev/null,/dev/zero -"
                   for i, u in UUIDS.items()]  # fmt: skip
         (self.run / "slots").write_text("\n".join(lines) + "\n")
         (self.run / "clean").mkdir(exist_ok=True)
@@ -44,15 +47,17 @@ class Site:
         return {m.name for m in (self.run / "clean").iterdir() if m.stat().st_size}
 
     def call(self, name: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-        if self.kind == "shell":
-            # In doubt the shell hands over; here, to what says so.
-            words = ["/bin/dash", str(SCRIPTS / name), str(self.run), "false"]
-        else:
-            words = [sys.executable, "-m", "slurm_mig.hooks", name, str(self.run)]
+        """The hook's exit code and output."""
+        if self.kind == "python":
+            out = io.StringIO()
+            with redirect_stdout(out), redirect_stderr(io.StringIO()):
+                code = hooks.main([name, str(self.run)], env)
+            return subprocess.CompletedProcess([], code, out.getvalue())
+        # In doubt the shell hands over; here, to what says so.
+        words = ["/bin/dash", str(SCRIPTS / name), str(self.run), "false"]
         return subprocess.run(
-            words, env={"PYTHONDONTWRITEBYTECODE": "1", **env}, cwd=SCRIPTS.parent,
-            capture_output=True, text=True, check=False, timeout=20,
-        )  # fmt: skip
+            words, env=env, cwd=self.run, capture_output=True, text=True, check=False, timeout=20
+        )
 
     def uuids(self, env: dict[str, str]) -> str:
         done = self.call("task_prolog", env)
@@ -118,6 +123,14 @@ def test_the_device_files_tell_which_of_the_jobs_devices_are_a_bound_tasks(site:
     assert site.uuids(env) == "MIG-b"
 
 
+def test_an_environment_from_elsewhere_names_nobodys_devices(site: Site) -> None:
+    site.write(constrained=True)
+    text = (site.run / "slots").read_text().replace("/dev/null", "/dev/denied")
+    (site.run / "slots").write_text(text)
+    env = {"SLURM_JOB_GPUS": "0,1", "SLURM_STEP_GPUS": "0,1", "CUDA_VISIBLE_DEVICES": "0,1"}
+    assert site.uuids(env) == ""
+
+
 NONSENSE = [
     "", " ", "-", ",", "0-", "-1", "0,,1", "0--1", "1e3", "$(touch x)", "`id`", "0;id", "0\n1", "*",
     "0-999999999", "1" * 20_000, "0," * 5000, "0-999,0-999", "\x01", "é", "0 1", "../../etc",
@@ -137,7 +150,16 @@ def test_nonsense_in_the_environment(site: Site, hook: str, value: str) -> None:
     assert bool(done.returncode) == (hook == "prolog" and value != "")
     assert site.marks() == {"MIG-a", "MIG-b", "MIG-c", "GPU-d"}
     assert not (site.run / "ended").exists()
-    assert not list(SCRIPTS.parent.glob("x"))
+    assert not (site.run / "x").exists()
+
+
+def test_the_reference_is_a_program_too(site: Site) -> None:
+    env = {"SLURM_JOB_GPUS": "0", "CUDA_VISIBLE_DEVICES": "0"}
+    words = [sys.executable, "-m", "slurm_mig.hooks", "task_prolog", str(site.run)]
+    done = subprocess.run(
+        words, env=env, cwd=SCRIPTS.parent, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.startswith("export CUDA_VISIBLE_DEVICES=MIG-a\n")
 
 
 @pytest.mark.parametrize("hook", ["task_prolog", "prolog", "epilog"])
@@ -178,6 +200,19 @@ def test_the_prolog_doubts_a_missing_device_file(site: Site) -> None:
     assert site.call("prolog", {"SLURM_JOB_GPUS": "0"}).returncode
 
 
+def test_the_prolog_doubts_an_instance_that_the_driver_shows_no_more(site: Site) -> None:
+    site.mark("MIG-a")
+    text = (site.run / "slots").read_text()
+    proof = site.run / "access"
+    proof.touch()
+    (site.run / "slots").write_text(
+        text.replace("MIG-a /dev/null,/dev/zero -", f"MIG-a /dev/null {proof}")
+    )
+    assert site.call("prolog", {"SLURM_JOB_GPUS": "0"}).returncode == 0
+    proof.unlink()
+    assert site.call("prolog", {"SLURM_JOB_GPUS": "0"}).returncode
+
+
 def test_the_epilog_empties_the_marks_and_notes_the_job(site: Site) -> None:
     site.mark("MIG-a", "MIG-b", "MIG-c")
     env = {"SLURM_JOB_GPUS": "0,11", "SLURM_JOB_ID": "7", "SLURM_JOB_UID": "2001"}
@@ -207,15 +242,13 @@ def node(tmp_path: Path, gpus: list[Gpu], fence: Callable[[str], None] = lambda 
     """A node whose driver says this."""
     instances = [i for g in gpus for i in g.instances]
     lines = [slotmap.HEADER, "constrained yes", "narrow no"]
-    lines += [f"{n} 1g.5gb {i.uuid} {','.join(i.files)}" for n, i in enumerate(instances)]
+    lines += [f"{n} 1g.5gb {i.uuid} {','.join(i.files)} -" for n, i in enumerate(instances)]
     (tmp_path / "slots").write_text("\n".join(lines) + "\n")
     return Node(tmp_path, lambda: gpus, fence)
 
 
 def with_devices(gpus: list[Gpu], pids: Mapping[int, tuple[int, ...]]) -> list[Gpu]:
     """Instances whose files are there, some with processes."""
-    from dataclasses import replace
-
     return [
         replace(g, instances=tuple(
             replace(i, files=("/dev/null",), pids=pids.get(n, ()))
