@@ -21,9 +21,10 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 RUN_DIR = "/run/slurm-mig"
 FENCE_S = 5.0
 """How long draining the node may take in a prolog."""
+POLL_S = 0.02
+REST_S = 1.0
 END_S = 2.0
 """How long a process that is told to end may take before it is killed."""
 
@@ -105,7 +108,6 @@ class Node:
     fence: Callable[[str], None] = lambda _: None
     leftover: str = "end"
     """What becomes of processes that a job left on its instances: `end` or `report`."""
-    _gpus: Sequence[Gpu] = field(default=(), init=False)
 
     @property
     def known(self) -> SlotMap | None:
@@ -148,6 +150,7 @@ class Node:
         indexes = slotmap.indexes(env["SLURM_JOB_GPUS"])
         if indexes is None:
             raise SlurmMigError("SLURM_JOB_GPUS is no list of numbers")
+        gpus: Sequence[Gpu] = ()
         for index in indexes:
             slot = known.devices.get(index)
             if slot is None:
@@ -155,7 +158,8 @@ class Node:
             there = all(map(_is_device, slot.files))
             there = there and (not slot.proof or os.path.exists(slot.proof))
             if not (there and self.is_clean(slot)):
-                self._look_at(index, slot)
+                gpus = gpus or self.look()
+                self._look_at(index, slot, gpus)
                 self.mark(slot).write_text("clean\n")
         if known.narrow:
             uid = env.get("SLURM_JOB_UID", "")
@@ -164,33 +168,21 @@ class Node:
             for index in indexes:
                 _own(known.slots[index], int(uid), 0o400)
 
-    def _look_at(self, index: int, slot: Slot) -> None:
+    def _look_at(self, index: int, slot: Slot, gpus: Sequence[Gpu]) -> None:
         """See in the driver that the slot is there and free; end what an earlier job left."""
-        files, pids = self._device(index, slot)
+        files, pids = _device(index, slot, gpus)
         if files != slot.files:
-            raise SlurmMigError(
-                f"slot {index} ({slot.type} {slot.uuid}) has other device files now"
-            )
+            raise SlurmMigError(f"slot {index} ({slot.type} {slot.uuid}): other device files now")
         if made := system.ensure_device_files(files):
             log.warning("slot %d: made %s", index, " ".join(made))
         if pids:
             self._end_leftovers(index, slot, pids)
-            _, pids = self._device(index, slot)
+            _, pids = _device(index, slot, self.look())
         if pids:
             raise SlurmMigError(
                 f"slot {index} ({slot.type} {slot.uuid}) is held by "
                 f"{', '.join(map(system.describe_process, pids))}"
             )
-
-    def _device(self, index: int, slot: Slot) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """Device files and processes of a slot, from the driver."""
-        for gpu in self.look():
-            if not gpu.mig and gpu.uuid == slot.uuid:
-                return (gpu.file,), gpu.pids
-            for instance in gpu.instances:
-                if instance.uuid == slot.uuid:
-                    return instance.files, instance.pids
-        raise SlurmMigError(f"slot {index} ({slot.type} {slot.uuid}) does not exist")
 
     def epilog(self, env: Mapping[str, str]) -> None:
         """Empty the marks of the job's slots, undo the narrowing, note the job for `check`."""
@@ -217,6 +209,26 @@ class Node:
             self._collect()
             return self._mark_free(known)
 
+    def watch(self, linger_s: float, say: Callable[[str], None], rest: Callable[[], None]) -> None:
+        """`check` for each job that ends, until none has for so long.
+
+        An interpreter's start for each would be too slow for a queue of short jobs. `rest` is
+        called when nothing has come for a moment: whoever looks at the driver should let go of it.
+        """
+        last, rested = time.monotonic(), False
+        while True:
+            idle = time.monotonic() - last
+            if (self.run / "ended").exists():
+                for line in self.check():
+                    say(line)
+                last, rested = time.monotonic(), False
+            elif idle > linger_s:
+                return
+            elif idle > REST_S and not rested:
+                rest()
+                rested = True
+            time.sleep(POLL_S)
+
     def _collect(self) -> None:
         """What the epilogs noted joins what is not yet done. A note that comes meanwhile makes the
         file anew, which wakes the next check."""
@@ -238,9 +250,10 @@ class Node:
     def _mark_free(self, known: SlotMap) -> list[str]:
         said = []
         unclean = {i: slot for i, slot in known.devices.items() if not self.is_clean(slot)}
+        gpus = self.look() if unclean else ()
         for index, slot in unclean.items():
             try:
-                self._look_at(index, slot)
+                self._look_at(index, slot, gpus)
             except SlurmMigError as error:
                 said.append(str(error.args[0]))
                 continue
@@ -289,6 +302,19 @@ def refresh_marks(run: Path, gpus: Sequence[Gpu]) -> None:
             free = bool(pids) and not any(pids)
             if not node.is_clean(slot):
                 node.mark(slot).write_text("clean\n" if free else "")
+
+
+def _device(
+    index: int, slot: Slot, gpus: Sequence[Gpu]
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Device files and processes of a slot, by the driver's word."""
+    for gpu in gpus:
+        if not gpu.mig and gpu.uuid == slot.uuid:
+            return (gpu.file,), gpu.pids
+        for instance in gpu.instances:
+            if instance.uuid == slot.uuid:
+                return instance.files, instance.pids
+    raise SlurmMigError(f"slot {index} ({slot.type} {slot.uuid}) does not exist")
 
 
 def _is_device(path: str) -> bool:

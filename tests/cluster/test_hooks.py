@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from slurm_mig.core import slotmap
 from tests.testbed.cluster import A30, A100, NodeSpec
 from tests.testbed.product import CUDA_JOB, ManagedCluster
 
@@ -37,8 +38,8 @@ def marks(cluster: ManagedCluster) -> dict[str, bool]:
 
 def slots(cluster: ManagedCluster) -> dict[int, list[str]]:
     """Type, UUID, files and proof of each slot that is a device."""
-    lines = [line.split() for line in cluster.read(f"{RUN}/slots", NODE).splitlines()]
-    return {int(w[0]): w[1:] for w in lines if len(w) == 5 and w[2] != "-"}
+    known = slotmap.parse(cluster.read(f"{RUN}/slots", NODE))
+    return {n: [s.type, s.uuid, ",".join(s.files), s.proof] for n, s in known.devices.items()}
 
 
 def check(cluster: ManagedCluster) -> str:
@@ -115,6 +116,18 @@ def test_without_a_check_the_next_prolog_looks_itself(cluster: ManagedCluster) -
     check(cluster)
 
 
+def test_a_check_that_lingers(cluster: ManagedCluster) -> None:
+    """One process looks after each job of a quick succession, and ends when none comes."""
+    run = "setsid -f slurm-mig hook check --linger 3 >/tmp/check.log 2>&1 </dev/null"
+    cluster.sh(run, node=NODE)
+    cluster.wait_for(lambda: cluster.sh("pgrep -f '[h]ook check' || true"), 20, "the check")
+    for _ in range(3):
+        ended(cluster, cluster.submit("true", "--gres=gpu:1g.5gb:7", "-p", "a100"))
+        cluster.wait_for(lambda: all(marks(cluster).values()), 5, "the marks")
+    cluster.wait_for(lambda: not cluster.sh("pgrep -f '[h]ook check' || true"), 20, "its end")
+    assert cluster.read("/tmp/check.log") == ""
+
+
 def test_what_a_job_left_is_ended_and_nothing_else(cluster: ManagedCluster) -> None:
     uuid = slots(cluster)[0][1]
     other = stranger(cluster, "bob", slots(cluster)[3][1])
@@ -173,7 +186,7 @@ def test_a_missing_device_file_is_made_again(cluster: ManagedCluster) -> None:
 
 def test_narrowed_device_files(cluster: ManagedCluster) -> None:
     """While alice's job runs they are hers alone: bob's process outside every job is denied."""
-    cluster.sh(f"sed -i 's/^narrow no/narrow yes/' {RUN}/slots", node=NODE)
+    cluster.sh(f"sed -i 's/^narrow=no/narrow=yes/' {RUN}/slots", node=NODE)
     try:
         job = cluster.submit(CUDA_JOB, "--gres=gpu:1g.5gb:1", "-p", "a100")
         cluster.wait_for(lambda: cluster.reports(job, "first"), 30, "the job to compute")
@@ -187,7 +200,7 @@ def test_narrowed_device_files(cluster: ManagedCluster) -> None:
         ended(cluster, job)
         assert cluster.sh(f"stat -c '%U %a' {caps}", node=NODE).split() == ["root", "444"] * 2
     finally:
-        cluster.sh(f"sed -i 's/^narrow yes/narrow no/' {RUN}/slots", node=NODE)
+        cluster.sh(f"sed -i 's/^narrow=yes/narrow=no/' {RUN}/slots", node=NODE)
         check(cluster)
 
 
@@ -301,7 +314,7 @@ def test_a_submission_wakes_a_cycle_and_so_does_a_jobs_end(cluster: ManagedClust
         "setsid -f slurm-mig reconcile --loop 3600 >/tmp/loop.log 2>/tmp/loop.err </dev/null; "
         "while [ ! -s /tmp/loop.log ]; do sleep 0.1; done", timeout=30,
     )  # fmt: skip
-    pid = cluster.sh("pgrep -f 'slurm_mig.cli reconcile --loop'").split()[0]
+    pid = cluster.sh("pgrep -f '[s]lurm_mig.cli reconcile --loop'").split()[0]
     try:
         wants = cluster.submit(CUDA_JOB, "--gres=gpu:7g.40gb:1", "-p", "a100")
         cluster.wait_for(lambda: cluster.reports(wants, "first"), 60, "the job to be served")

@@ -19,7 +19,7 @@ LOG = "/var/log/slurm/slurmctld.log"
 ISOLATED = """\
 compute() {
     set --
-    while read -r _ _ uuid _; do
+    while read -r _ uuid _; do
         case ,$CUDA_VISIBLE_DEVICES, in *,"$uuid",*) continue ;; esac
         case $uuid in MIG-*) set -- "$@" "$uuid" ;; esac
     done </run/slurm-mig/slots

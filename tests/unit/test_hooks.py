@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from slurm_mig import hooks
 from slurm_mig.core import slotmap
 from slurm_mig.core.model import Gpu
 from slurm_mig.errors import SlurmMigError
-from slurm_mig import hooks
 from slurm_mig.hooks import Node, refresh_marks
 from tests.unit.builders import A100, at, gpu, ones
 
@@ -32,9 +32,9 @@ class Site:
     kind: str
 
     def write(self, *, constrained: bool = False, narrow: bool = False) -> None:
-        lines = [slotmap.HEADER, f"constrained {'yes' if constrained else 'no'}",
-                 f"narrow {'yes' if narrow else 'no'}"]  # fmt: skip
-        lines += [f"{i} {'off' if u == '-' else '1g.5gb'} {u} /dev/null,/dev/zero -"
+        lines = [slotmap.HEADER, f"constrained={'yes' if constrained else 'no'}",
+                 f"narrow={'yes' if narrow else 'no'}"]  # fmt: skip
+        lines += [f"slot_{i}='{'off' if u == '-' else '1g.5gb'} {u} /dev/null,/dev/zero -'"
                   for i, u in UUIDS.items()]  # fmt: skip
         (self.run / "slots").write_text("\n".join(lines) + "\n")
         (self.run / "clean").mkdir(exist_ok=True)
@@ -117,7 +117,7 @@ def test_the_device_files_tell_which_of_the_jobs_devices_are_a_bound_tasks(site:
     """Bound tasks all have CUDA_VISIBLE_DEVICES=0 and SLURM_STEP_GPUS=0."""
     site.write(constrained=True)
     text = (site.run / "slots").read_text()
-    text = text.replace("0 1g.5gb MIG-a /dev/null", "0 1g.5gb MIG-a /dev/denied")
+    text = text.replace("MIG-a /dev/null", "MIG-a /dev/denied")
     (site.run / "slots").write_text(text)
     env = {"SLURM_JOB_GPUS": "0,1", "SLURM_STEP_GPUS": "0", "CUDA_VISIBLE_DEVICES": "0"}
     assert site.uuids(env) == "MIG-b"
@@ -241,8 +241,8 @@ def test_narrowed_files_are_the_users_and_are_given_back(site: Site) -> None:
 def node(tmp_path: Path, gpus: list[Gpu], fence: Callable[[str], None] = lambda _: None) -> Node:
     """A node whose driver says this."""
     instances = [i for g in gpus for i in g.instances]
-    lines = [slotmap.HEADER, "constrained yes", "narrow no"]
-    lines += [f"{n} 1g.5gb {i.uuid} {','.join(i.files)} -" for n, i in enumerate(instances)]
+    lines = [slotmap.HEADER, "constrained=yes", "narrow=no"]
+    lines += [f"slot_{n}='1g.5gb {i.uuid} {','.join(i.files)} -'" for n, i in enumerate(instances)]
     (tmp_path / "slots").write_text("\n".join(lines) + "\n")
     return Node(tmp_path, lambda: gpus, fence)
 
@@ -289,7 +289,7 @@ def test_an_instance_that_is_gone_or_has_other_files(tmp_path: Path) -> None:
     with pytest.raises(SlurmMigError, match="does not exist"):
         found.prolog({"SLURM_JOB_GPUS": "0", "SLURM_JOB_ID": "7"})
     found.look = lambda: [gpu(A100, 0, *ones(2))]
-    with pytest.raises(SlurmMigError, match="has other device files now"):
+    with pytest.raises(SlurmMigError, match="other device files now"):
         found.prolog({"SLURM_JOB_GPUS": "0", "SLURM_JOB_ID": "7"})
 
 

@@ -75,9 +75,9 @@ def test_our_files() -> None:
 
 def test_the_slot_map_is_flat() -> None:
     lines = slotmap.slot_map(managed().slots, constrained=True).splitlines()
-    assert lines[:3] == ["# slurm-mig slots v1", "constrained yes", "narrow no"]
-    assert lines[3].split()[:3] == ["0", "1g.5gb", "MIG-0-1g.5gb@0"]
-    assert lines[5].split()[:3] == ["2", "off", "-"]
+    assert lines[:3] == ["# slurm-mig slots v1", "constrained=yes", "narrow=no"]
+    assert lines[3].split()[:2] == ["slot_0='1g.5gb", "MIG-0-1g.5gb@0"]
+    assert lines[5].split()[:2] == ["slot_2='off", "-"]
 
 
 def test_the_slot_map_there_and_back() -> None:
