@@ -18,15 +18,15 @@ from slurm_mig.adapters.remote import RemoteControllers, RemoteNodes
 from slurm_mig.adapters.slurmfiles import GresLine, SlurmFiles
 from slurm_mig.adapters.store import FileStore
 from slurm_mig.adapters.system import RealClock
+from slurm_mig.adapters.wake import Wake
 from slurm_mig.config import Settings
 from slurm_mig.core import submit
 from slurm_mig.core.policy import Policy
-from slurm_mig.core.records import ManagedNode, NodeFacts
+from slurm_mig.core.records import CycleReport, ManagedNode, NodeFacts
 from slurm_mig.enrolment import (
     Enrolment,
     Whole,
     managed_node,
-    possible_by_partition,
     refuse_other_way,
     refuse_unsupported,
     unsupported,
@@ -113,6 +113,16 @@ class Assembly:
             self.store.forget,
         )
 
+    @property
+    def wake(self) -> Wake:
+        return Wake(Path(self.settings.wake.file), self.settings.wake.min_interval_s)
+
+    def write_free(self, report: CycleReport) -> None:
+        """Tell the submit plugin what is free, where its directory has been made."""
+        path = free_file(self.settings)
+        if path.parent.is_dir():
+            write_atomic(path, submit.free_table(report.time, report.free))
+
     def build(self, name: str, facts: NodeFacts) -> ManagedNode:
         """The record of a node that is being enrolled, from its lines and its GPUs."""
         site = self.site()
@@ -145,12 +155,30 @@ class LocalFiles(ManagedFiles):
         super().commit(nodes)
 
     def _write_submit_table(self, managed: Sequence[ManagedNode]) -> None:
-        """What the submit plugin knows: types by partition, and what untyped requests get."""
-        rules = self._settings.submit
-        fillers = sorted({f for node in managed for f in node.fillers})
-        text = submit.submit_table(
-            rules.default_types, rules.untyped, possible_by_partition(managed), fillers
+        """What the submit plugin knows: the rules, and what each partition can ever have."""
+        settings = self._settings
+        rules = submit.Rules(
+            default_types=settings.submit.default_types,
+            untyped=settings.submit.untyped,
+            exclusive=settings.submit.exclusive,
+            long_names=settings.submit.long_names,
+            wake_file=settings.wake.file,
+            free_file=str(free_file(settings)),
         )
-        path = Path(self._settings.slurm.managed_dir) / "submit.lua"
+        site = self.site()
+        names = site.node_names()
+        sites = {
+            p.name: names if p.nodes == "ALL" else sorted(expand(p.nodes))
+            for p in site.partitions()
+        }
+        gres = {name: site.node(name).get("Gres") or "" for name in names}
+        fillers = {f for node in managed for f in node.fillers}
+        text = submit.submit_table(rules, submit.partitions(sites, managed, gres), fillers)
+        path = Path(settings.slurm.managed_dir) / "submit.lua"
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         write_atomic(path, text)
+
+
+def free_file(settings: Settings) -> Path:
+    """Where the submit plugin finds what the last cycle left free."""
+    return Path(settings.wake.file).with_name("free.lua")

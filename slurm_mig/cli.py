@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -19,6 +18,7 @@ import click
 
 from slurm_mig import __version__, config
 from slurm_mig.commands.files import files
+from slurm_mig.commands.hook import hook
 from slurm_mig.errors import Exit, SlurmMigError
 
 if TYPE_CHECKING:
@@ -72,9 +72,11 @@ def _assembly(config_path: Path) -> Assembly:
 
 @main.command()
 @CONFIG_OPTION
-@click.option("--loop", "loop_s", type=click.FloatRange(min=0.1), help="Repeat, pausing SECONDS.")
+@click.option("--loop", "loop_s", type=click.FloatRange(min=0.1),
+              help="Repeat, pausing SECONDS, or less when woken.")  # fmt: skip
+@click.option("--woken", is_flag=True, help="Keep the minimum interval since the last cycle.")
 @click.option("--dry-run", is_flag=True, help="Plan only; the same as `slurm-mig plan`.")
-def reconcile(config_path: Path, loop_s: float | None, dry_run: bool) -> None:  # noqa: FBT001
+def reconcile(config_path: Path, loop_s: float | None, woken: bool, dry_run: bool) -> None:  # noqa: FBT001
     """Run one cycle: give the queue the MIG instances it waits for, where that is safe."""
     if dry_run:
         _print_plan(config_path, as_json=False)
@@ -82,36 +84,40 @@ def reconcile(config_path: Path, loop_s: float | None, dry_run: bool) -> None:  
     ending = _ending()
     while True:
         assembly = _assembly(config_path)
-        with assembly.store.lock(), assembly.nodes, closing(assembly.files):
-            report = assembly.reconciler().cycle()
-            quarantined = [
-                t.node
-                for name in assembly.store.managed()
-                if (t := assembly.store.transaction(name)) and t.is_open and not t.waits
-            ]
-        click.echo(report.sentence)
+        if woken and (last := assembly.store.report()):
+            assembly.wake.rest(last.time)
+        quarantined = _cycle(assembly)
         if loop_s is None:
             sys.exit(Exit.ATTENTION if quarantined else Exit.OK)
-        if ending(loop_s):
+        assembly.wake.wait(loop_s, ending)
+        if ending():
             return
 
 
-def _ending() -> Callable[[float], bool]:
-    """A wait that SIGTERM cuts short: between two cycles, never inside one."""
+def _cycle(assembly: Assembly) -> list[str]:
+    """One cycle under the lock; returns the nodes that need a person."""
+    with assembly.store.lock(), assembly.nodes, closing(assembly.files):
+        assembly.wake.take()
+        report = assembly.reconciler().cycle()
+        assembly.write_free(report)
+        quarantined = [
+            t.node
+            for name in assembly.store.managed()
+            if (t := assembly.store.transaction(name)) and t.is_open and not t.waits
+        ]
+    click.echo(report.sentence)
+    return quarantined
+
+
+def _ending() -> Callable[[], bool]:
+    """True once SIGTERM has come: asked between two cycles, never inside one."""
     asked: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:
         asked.append(number)
 
     signal.signal(signal.SIGTERM, note)
-
-    def wait(seconds: float) -> bool:
-        end = time.monotonic() + seconds
-        while not asked and time.monotonic() < end:
-            time.sleep(min(0.1, seconds))
-        return bool(asked)
-
-    return wait
+    return lambda: bool(asked)
 
 
 @main.command()
@@ -274,6 +280,7 @@ def observe(config_path: Path, name: str | None) -> None:
 
 
 main.add_command(files)
+main.add_command(hook)
 
 
 if __name__ == "__main__":

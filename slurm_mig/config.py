@@ -172,6 +172,8 @@ class NodeSettings:
     state_dir: FilePath = "/var/lib/slurm-mig"
     restart_deadline_s: Deadline = 30.0
     caps_dir: FilePath = "/dev/nvidia-caps"
+    devices: Annotated[str, _one_of("open", "narrow")] = "open"
+    leftover: Annotated[str, _one_of("end", "report")] = "end"
     slurm_conf: str = field(default=SlurmSettings.conf, metadata={"derived": True})
     """The file that slurmd reads: `slurm.conf`, or what slurmctld sent; no key of this section."""
     slurm: SlurmSettings = field(default=SlurmSettings(), metadata={"derived": True})
@@ -206,12 +208,25 @@ class CatalogSettings:
 
 @dataclass(frozen=True)
 class SubmitSettings:
-    """What the submit plugin does with `--gres=gpu:1`."""
+    """What the submit plugin does with untyped requests, whole nodes and long names."""
 
     default_types: Mapping[
         Annotated[str, _matches(r"[^\s,]+", "should be one partition's name")], GresType
     ] = field(default_factory=dict)
     untyped: Annotated[str, _one_of("default", "refuse")] = "default"
+    exclusive: Annotated[str, _one_of("explicit", "refuse", "allow")] = "allow"
+    long_names: Mapping[
+        Annotated[str, _matches(r"[A-Za-z0-9][\w.-]*", "should be the name of a GPU model")],
+        Annotated[str, _matches(r"[\w.-]*", "should be one feature, or empty")],
+    ] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WakeSettings:
+    """How the submit plugin and slurmctld's hooks have a cycle start at once."""
+
+    file: FilePath = "/run/slurm-mig/ctld/wake"
+    min_interval_s: Annotated[float, _between(0, 3600)] = 1.0
 
 
 @dataclass(frozen=True)
@@ -241,6 +256,7 @@ class Settings:
     groups: tuple[GroupSettings, ...] = ()
     catalog: CatalogSettings = CatalogSettings()
     submit: SubmitSettings = SubmitSettings()
+    wake: WakeSettings = WakeSettings()
     policy: PolicySettings = PolicySettings()
 
 

@@ -407,12 +407,3 @@ def _registered(node: SlurmNode, wanted: Mapping[str, int] | None) -> bool:
     if wanted is None:
         return not any(is_filler(t) for t in node.gres)
     return list(node.gres.items()) == list(wanted.items())
-
-
-def possible_by_partition(nodes: Sequence[ManagedNode]) -> dict[str, list[str]]:
-    """Types that a job of each partition can ever get, for the submit plugin."""
-    found: dict[str, set[str]] = {}
-    for node in nodes:
-        for partition in node.partitions:
-            found.setdefault(partition, set()).update(node.possible)
-    return {partition: sorted(types) for partition, types in found.items()}

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from slurm_mig import hooks
 from slurm_mig.adapters import system
 from slurm_mig.adapters.atomic import write_atomic
 from slurm_mig.adapters.gpus import NvmlGpus
@@ -105,7 +106,11 @@ class NodeAgent:
         constrained = system.devices_constrained(Path(self._settings.slurm_conf))
         run_dir = Path(self._settings.run_dir)
         run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-        write_atomic(run_dir / "slots", slotmap.slot_map(slots, constrained=constrained))
+        narrow = self._settings.devices == "narrow"
+        proofs = self._gpus.proofs()
+        text = slotmap.slot_map(slots, proofs, constrained=constrained, narrow=narrow)
+        write_atomic(run_dir / "slots", text)
+        hooks.refresh_marks(run_dir, self._gpus.inventory())
 
     def preregister(self, slots: Slots) -> None:
         """`prepare`, then have a passing slurmd register the slots (see adapters/registrar.py)."""

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
-from slurm_mig.core import conditions, demand, planner, policy, publish, slots
+from slurm_mig.core import conditions, demand, planner, policy, publish, slots, submit
 from slurm_mig.core.model import (
     Gpu,
     JobRequest,
@@ -83,6 +83,7 @@ class Reconciler:
             sentence=_sentence(outcomes, plan),
             refusals=unserved,
             unserved_since={j: self._unserved_since().get(j, now) for j in unserved},
+            free=submit.free_by_partition(seen.views, {o.node for o in outcomes}),
         )
         self._store.save_report(report)
         log.info("%s", report.sentence)

@@ -74,6 +74,7 @@ class NvmlGpus:
     def __init__(self, caps_dir: str = "/dev/nvidia-caps", proc: str = "/proc/driver") -> None:
         self.caps_dir = caps_dir
         self._minors_file = Path(proc) / "nvidia-caps" / "mig-minors"
+        self._capabilities = Path(proc) / "nvidia" / "capabilities"
         self._minors: dict[str, int] | None = None
         self._profiles: dict[str, tuple[Profile, ...]] = {}
         with _translated("starting NVML"):
@@ -331,6 +332,15 @@ class NvmlGpus:
         )
         found = (process for call in calls for process in _optional(partial(call, device)) or ())
         return [(int(p.pid), int(p.gpuInstanceId or 0)) for p in found]
+
+    def proofs(self) -> dict[str, str]:
+        """The driver's capability file of each compute instance that is there, by device file."""
+        found = {}
+        for path in sorted(self._capabilities.glob("gpu*/mig/gi*/ci*/access")):
+            gpu, _, gi, ci, _ = path.relative_to(self._capabilities).parts
+            minor = self._minor(f"{gpu}/{gi}/{ci}/access")
+            found[f"{self.caps_dir}/nvidia-cap{minor}"] = str(path)
+        return found
 
     def _minor(self, key: str) -> int:
         if self._minors is None:

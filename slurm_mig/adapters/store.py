@@ -4,6 +4,8 @@ nodes/NODE.json          the node as enrolled and last published
 transactions/NODE.json   the node's last transaction: the journal
 history.jsonl            every finished transaction, one a line
 cycle.json               what the last cycle saw and did
+differing/NODE           the node's instances and Slurm's view of them differ: the slurmctld prolog
+                         (scripts/slurmctld_prolog) starts no job on it
 lock                     held by the one command that may change anything, on whatever host
 """
 
@@ -20,7 +22,7 @@ from typing import Any, TypeVar
 
 from slurm_mig.adapters.atomic import write_atomic
 from slurm_mig.core.codec import decode, encode
-from slurm_mig.core.records import CycleReport, ManagedNode, Transaction
+from slurm_mig.core.records import CycleReport, ManagedNode, Phase, Transaction
 from slurm_mig.errors import BusyError, ConfigError
 
 T = TypeVar("T")
@@ -62,17 +64,29 @@ class FileStore:
         return found
 
     def save_managed(self, node: ManagedNode) -> None:
+        """What is published of the node now: from here on all views of it agree."""
         self._save(self.root / "nodes" / f"{node.name}.json", node)
+        self._agrees(node.name)
 
     def forget(self, name: str) -> None:
         """The node left our care."""
         for folder in ("nodes", "transactions"):
             (self.root / folder / f"{name}.json").unlink(missing_ok=True)
+        self._agrees(name)
+
+    def _agrees(self, node: str) -> None:
+        (self.root / "differing" / node).unlink(missing_ok=True)
 
     def transaction(self, node: str) -> Transaction | None:
         return self._load(self.root / "transactions" / f"{node}.json", Transaction)
 
     def save_transaction(self, transaction: Transaction) -> None:
+        if transaction.phase in (Phase.RESHAPED, Phase.PUBLISHED):
+            mark = self.root / "differing" / transaction.node
+            mark.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            mark.touch(mode=0o644)
+        else:
+            self._agrees(transaction.node)
         self._save(self.root / "transactions" / f"{transaction.node}.json", transaction)
         if not transaction.is_open:
             with open(self.root / "history.jsonl", "a", encoding="utf-8") as history:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import stat
 import subprocess
@@ -252,6 +253,45 @@ def stepd_jobs() -> frozenset[int]:
                 if match := re.match(rb"slurmstepd: \[(\d+)", title):
                     found.add(int(match[1]))
     return frozenset(found)
+
+
+def describe_process(pid: int) -> str:
+    """`process 123 (python, uid 1001)`."""
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text().strip()
+        uid = Path(f"/proc/{pid}").stat().st_uid
+    except OSError:
+        return f"process {pid}"
+    return f"process {pid} ({name}, uid {uid})"
+
+
+def is_of_job(pid: int, job: int, uid: int) -> bool:
+    """True for a process that a job started: its environment says so, or it is its user's."""
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        owner = Path(f"/proc/{pid}").stat().st_uid
+    except OSError:
+        return False
+    return owner != 0 and (f"SLURM_JOB_ID={job}".encode() in environment or owner == uid)
+
+
+def end_process(pid: int, patience_s: float, meant: Callable[[int], bool]) -> None:
+    """SIGTERM, and SIGKILL to what does not end by then. `meant` is asked once the process is held
+    by a descriptor, so that no other process that gets the number meanwhile is touched."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if not meant(pid):
+            return
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(descriptor, number)
+            if select.select([descriptor], [], [], patience_s)[0]:
+                return
+    finally:
+        os.close(descriptor)
 
 
 def _wait(ready: Callable[[], int], deadline_s: float) -> int:

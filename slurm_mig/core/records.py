@@ -134,3 +134,5 @@ class CycleReport:
     """Why each waiting job is not served, by job id."""
     unserved_since: Mapping[int, float] = field(default_factory=dict)
     """When each of them was first seen waiting so, in seconds since the epoch."""
+    free: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Devices that it left free, by partition and type."""

@@ -1,23 +1,106 @@
 """The slot map: which MIG device stands at which GRES index, in a form that a shell can read.
 
-Written on the node at each publish, read by the hooks on every job's path:
+Written on the node at each publish, read by the hooks on every job's path. It is shell, as a shell
+reads a whole file much faster than its lines (one read for each byte):
 
     # slurm-mig slots v1
-    constrained yes
-    0 1g.5gb MIG-… /dev/nvidia0,/dev/nvidia-caps/nvidia-cap66,/dev/nvidia-caps/nvidia-cap67
-    7 off - /dev/nvidia-caps/nvidia-cap20
+    constrained=yes
+    narrow=no
+    slot_0='1g.5gb MIG-… /dev/nvidia0,/dev/nvidia-caps/nvidia-cap66,… PROOF'
+    slot_7='off - /dev/nvidia-caps/nvidia-cap20 -'
+
+PROOF is the driver's capability file, which is there exactly as long as the instance is.
 """
 
 from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from slurm_mig.core.model import Slots
 
 HEADER = "# slurm-mig slots v1"
 
+_LIST = re.compile(r"[0-9]{1,3}(-[0-9]{1,3})?(,[0-9]{1,3}(-[0-9]{1,3})?)*")
+LONGEST_LIST = 4096
+MOST_INDEXES = 1024
 
-def slot_map(slots: Slots, *, constrained: bool) -> str:
-    """The map's text. `constrained`: jobs see only their own devices (ConstrainDevices)."""
-    lines = [HEADER, f"constrained {'yes' if constrained else 'no'}"]
+
+@dataclass(frozen=True)
+class Slot:
+    """One line of the map. `uuid` is empty for a filler."""
+
+    type: str
+    uuid: str
+    files: tuple[str, ...]
+    proof: str = ""
+    """A file that the driver shows while the instance exists; empty where it shows none."""
+
+    @property
+    def is_whole(self) -> bool:
+        """A GPU without MIG."""
+        return self.uuid.startswith("GPU-")
+
+
+@dataclass(frozen=True)
+class SlotMap:
+    """What the hooks know of their node."""
+
+    slots: Mapping[int, Slot] = field(default_factory=dict)
+    constrained: bool = False
+    """Jobs see only their own devices (ConstrainDevices)."""
+    narrow: bool = False
+    """Capability files belong to the job's user while it runs."""
+
+    @property
+    def devices(self) -> dict[int, Slot]:
+        """The slots that are devices, without fillers and guard."""
+        return {index: slot for index, slot in self.slots.items() if slot.uuid}
+
+
+def slot_map(
+    slots: Slots,
+    proofs: Mapping[str, str] = MappingProxyType({}),
+    *,
+    constrained: bool,
+    narrow: bool = False,
+) -> str:
+    """The map's text. `proofs`: the driver's capability file by device file."""
+    words = {True: "yes", False: "no"}
+    lines = [HEADER, f"constrained={words[constrained]}", f"narrow={words[narrow]}"]
     for index, device in enumerate(slots):
-        lines.append(f"{index} {device.type} {device.uuid or '-'} {','.join(device.files)}")
+        proof = (proofs.get(device.files[-1]) if device.uuid and device.files else None) or "-"
+        files = ",".join(device.files)
+        words_of = f"{device.type} {device.uuid or '-'} {files} {proof}"
+        lines.append(f"slot_{index}={shlex.quote(words_of)}")
     return "\n".join(lines) + "\n"
+
+
+def parse(text: str) -> SlotMap:
+    """The map that a text has; lines that are none of ours are left out."""
+    slots, flags = {}, {}
+    for line in text.splitlines():
+        name, _, value = line.partition("=")
+        number = name.removeprefix("slot_")
+        words = ["" if word == "-" else word for word in value.strip("'").split()]
+        if name != number and number.isdigit() and len(words) == 4:
+            slots[int(number)] = Slot(words[0], words[1], tuple(words[2].split(",")), words[3])
+        else:
+            flags[name] = value == "yes"
+    return SlotMap(slots, flags.get("constrained", False), flags.get("narrow", False))
+
+
+def indexes(text: str) -> tuple[int, ...] | None:
+    """`0-2,5` to its numbers, in order; None for anything else."""
+    if len(text) >= LONGEST_LIST or not _LIST.fullmatch(text):
+        return None
+    found: list[int] = []
+    for part in text.split(","):
+        low, _, high = part.partition("-")
+        found.extend(range(int(low), int(high or low) + 1))
+        if len(found) > MOST_INDEXES:
+            return None
+    return tuple(found)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from slurm_mig.core import slotmap
 from slurm_mig.errors import Exit
 from tests.testbed.cluster import A100, NodeSpec
 from tests.testbed.product import CONFIGURATION, ManagedCluster
@@ -175,18 +176,6 @@ def test_an_untyped_request_gets_its_partitions_type(cluster: ManagedCluster) ->
         assert cluster.job(job)["TresPerNode"] == wanted
 
 
-def test_a_broken_table_never_blocks_a_submission(cluster: ManagedCluster) -> None:
-    path = "/etc/slurm/slurm-mig/submit.lua"
-    text = cluster.read(path)
-    cluster.write(path, "return nil + 1\n")
-    try:
-        job = cluster.submit("true", "--gres=gpu:1g.5gb:1", "--hold")
-        assert cluster.job(job)["JobState"] == "PENDING"
-        assert "slurm-mig: submit plugin" in cluster.read("/var/log/slurm/slurmctld.log")
-    finally:
-        cluster.write(path, text)
-
-
 def test_uuids_in_batch_scripts_and_steps(cluster: ManagedCluster) -> None:
     """One and several instances, a step with fewer than the job."""
     script = (
@@ -218,9 +207,9 @@ def test_uuids_where_devices_are_not_constrained() -> None:
         job = cluster.submit("fake-cuda --seconds 0 --report /tmp/jobs/r", "--gres=gpu:1g.5gb:1")
         cluster.wait_job(job, "COMPLETED", "FAILED")
         report = json.loads(cluster.read("/tmp/jobs/r"))
-        slots = cluster.read("/run/slurm-mig/slots", "a100-1").splitlines()
-        assert slots[1] == "constrained no"
-        assert slots[2 + 3].split()[2] == report["uuid"]
+        known = slotmap.parse(cluster.read("/run/slurm-mig/slots", "a100-1"))
+        assert not known.constrained
+        assert known.slots[3].uuid == report["uuid"]
 
 
 def test_every_command_has_a_help_page(cluster: ManagedCluster) -> None:

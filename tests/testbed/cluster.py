@@ -402,7 +402,8 @@ def slurm_conf(nodes: Iterable[NodeSpec], extra: str) -> str:
         "SelectTypeParameters=CR_Core_Memory",
         "DefMemPerCPU=100",
         "GresTypes=gpu",
-        "SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=0,sched_min_interval=0",
+        "SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=0,"
+        "sched_min_interval=0,nohold_on_prolog_fail",
         f"PriorityType=priority/{'multifactor' if 'slurmdbd' in extra else 'basic'}",
         "MpiDefault=none",
         "ReturnToService=2",
@@ -448,12 +449,12 @@ mount -t tmpfs -o mode=1777 tmpfs /tmp
 mkdir -p /var/lib/slurm-mig /var/lib/slurm /proc/driver /run/nodes /run/lock
 mount -t tmpfs -o mode=755 tmpfs /var/lib/slurm-mig
 mount -t tmpfs -o mode=755 tmpfs /var/lib/slurm
-mkdir -p /run/slurm /run/munge /run/nodes /tmp/jobs
+mkdir -p /run/slurm /run/munge /run/nodes /run/slurm-mig/ctld /tmp/jobs
 echo 1 > /run/nodes/head.pid
 mkdir -p /var/lib/slurm/ctld /var/log/slurm /var/log/munge
 chmod 1777 /tmp/jobs
 chown munge:munge /run/munge /var/log/munge
-chown slurm:slurm /run/slurm /var/lib/slurm/ctld /var/log/slurm
+chown slurm:slurm /run/slurm /run/slurm-mig/ctld /var/lib/slurm/ctld /var/log/slurm
 hostname head
 ip link add br0 type bridge
 ip addr add 10.77.0.1/24 dev br0

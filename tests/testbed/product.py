@@ -39,14 +39,24 @@ JobSubmitPlugins=lua
 """
 
 
+HOOK_LINES = f"""\
+Prolog={SOURCE}/scripts/prolog
+Epilog={SOURCE}/scripts/epilog
+PrologSlurmctld={SOURCE}/scripts/slurmctld_prolog
+EpilogSlurmctld={SOURCE}/scripts/slurmctld_epilog
+"""
+
+
 @dataclass
 class ManagedCluster(Cluster):
     """A `Cluster` whose slurm.conf has the lines that slurm-mig wants."""
 
+    hooks: bool = False
+    """With all of slurm-mig's hooks, not TaskProlog only."""
     configuration: str = CONFIGURATION
 
     def __post_init__(self) -> None:
-        self.extra_conf += SLURM_LINES
+        self.extra_conf += SLURM_LINES + (HOOK_LINES if self.hooks else "")
         plugin = (SOURCE / "etc" / "job_submit.lua").read_text()
         self.files = {
             "slurm-mig.yaml": self.configuration,

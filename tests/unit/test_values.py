@@ -75,15 +75,45 @@ def test_our_files() -> None:
 
 def test_the_slot_map_is_flat() -> None:
     lines = slotmap.slot_map(managed().slots, constrained=True).splitlines()
-    assert lines[:2] == ["# slurm-mig slots v1", "constrained yes"]
-    assert lines[2].split()[:3] == ["0", "1g.5gb", "MIG-0-1g.5gb@0"]
-    assert lines[4].split()[:3] == ["2", "off", "-"]
+    assert lines[:3] == ["# slurm-mig slots v1", "constrained=yes", "narrow=no"]
+    assert lines[3].split()[:2] == ["slot_0='1g.5gb", "MIG-0-1g.5gb@0"]
+    assert lines[5].split()[:2] == ["slot_2='off", "-"]
+
+
+def test_the_slot_map_there_and_back() -> None:
+    slots = managed().slots
+    known = slotmap.parse(slotmap.slot_map(slots, constrained=False, narrow=True))
+    assert (known.constrained, known.narrow) == (False, True)
+    assert [s.type for s in known.slots.values()] == [d.type for d in slots]
+    assert [known.slots[i].files for i in known.devices] == [d.files for d in slots if d.uuid]
 
 
 def test_the_submit_table_quotes_what_it_is_given() -> None:
-    text = submit.submit_table({'a"b': "1g.5gb"}, "default", {"main": ["x\\"]}, ["off"])
+    rules = submit.Rules({'a"b': "1g.5gb"}, long_names={"x\\": ""})
+    text = submit.submit_table(rules, [submit.Partition("main", (managed(),))], ["off"])
     assert '["a\\"b"] = "1g.5gb"' in text
-    assert '{ "x\\\\" }' in text
+    assert '["x\\\\"] = ""' in text
+    assert 'managed = { "main" }' in text
+    assert "wake" not in text
+
+
+def test_partitions_know_what_is_possible_on_other_nodes_too() -> None:
+    node = managed()
+    sites = {"mine": [node.name], "both": [node.name, "x", "y"], "theirs": ["x"]}
+    gres = {"x": "gpu:a100:4(S:0),nic:1", "y": ""}
+    mine, both = submit.partitions(sites, [node], gres)
+    assert mine.possible == set(node.possible)
+    assert both.possible == {*node.possible, "a100"}
+    assert not both.is_open
+    (other,) = submit.partitions({"both": [node.name, "x"]}, [node], {"x": "gpu:4"})
+    assert other.is_open
+
+
+def test_what_is_free_leaves_out_the_busy_and_the_changed() -> None:
+    view = node([gpu(A100, 0, *ones(3))], {7: [0]})
+    assert submit.free_by_partition([view], ()) == {"main": {"1g.5gb": 2}}
+    assert submit.free_by_partition([view], {"n1"}) == {}
+    assert "at = " in submit.free_table(1.5, {"main": {"1g.5gb": 2}})
 
 
 def test_no_step_but_the_fence_before_the_fence() -> None:

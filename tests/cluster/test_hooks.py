@@ -1,0 +1,335 @@
+"""The hooks around real jobs: the ordinary way, what can be wrong, and two users on one GPU."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from slurm_mig.core import slotmap
+from tests.testbed.cluster import A30, A100, NodeSpec
+from tests.testbed.product import CUDA_JOB, ManagedCluster
+
+NODE = "a100-1"
+RUN = "/run/slurm-mig"
+WAKE = "/run/slurm-mig/ctld/wake"
+DIFFERING = "/var/lib/slurm-mig/differing"
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[ManagedCluster]:
+    """Two nodes of different kinds, with every hook."""
+    nodes = (
+        NodeSpec(NODE, (A100,), partitions=("main", "a100"), features="a100"),
+        NodeSpec("a30-1", (A30,), partitions=("main", "a30"), features="a30"),
+    )
+    with ManagedCluster(nodes=nodes, hooks=True) as cluster:
+        cluster.enrol()
+        yield cluster
+
+
+def marks(cluster: ManagedCluster) -> dict[str, bool]:
+    """Is each slot of the node clean, by UUID?"""
+    found = cluster.sh(f"cd {RUN}/clean; stat -c '%n %s' *", node=NODE)
+    return {name: size != "0" for name, size in map(str.split, found.splitlines())}
+
+
+def slots(cluster: ManagedCluster) -> dict[int, list[str]]:
+    """Type, UUID, files and proof of each slot that is a device."""
+    known = slotmap.parse(cluster.read(f"{RUN}/slots", NODE))
+    return {n: [s.type, s.uuid, ",".join(s.files), s.proof] for n, s in known.devices.items()}
+
+
+def check(cluster: ManagedCluster) -> str:
+    """What the path unit runs once an epilog has noted a job."""
+    return cluster.run("slurm-mig", "hook", "check", node=NODE, check=False).stdout
+
+
+def ended(cluster: ManagedCluster, *jobs: int, state: str = "COMPLETED") -> None:
+    """The jobs have ended, epilogs and all."""
+    for job in jobs:
+        shown = cluster.wait_job(job, "COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", timeout=60)
+        assert shown["JobState"] == state, cluster.output(job)
+    cluster.wait_for(lambda: "COMPLETING" not in cluster.node(NODE)["State"], 30, "the epilog")
+
+
+def stranger(cluster: ManagedCluster, user: str, uuid: str) -> int:
+    """A process outside every job that holds an instance; its pid."""
+    cluster.sh(
+        f"CUDA_VISIBLE_DEVICES={uuid} setsid -f setpriv --reuid={user} --regid={user} "
+        f"--init-groups fake-cuda --report /tmp/stray.$$ >/tmp/stray.log 2>&1 </dev/null; "
+        f"while [ ! -s /tmp/stray.$$ ]; do sleep 0.05; done; mv /tmp/stray.$$ /tmp/stray",
+        node=NODE, timeout=20,
+    )  # fmt: skip
+    return int(json.loads(cluster.read("/tmp/stray"))["pid"])
+
+
+def alive(cluster: ManagedCluster, pid: int) -> bool:
+    return cluster.run("test", "-e", f"/proc/{pid}", check=False).returncode == 0
+
+
+def back_to_work(cluster: ManagedCluster, job: int) -> None:
+    """A person mends the fault and resumes the node; the job, requeued, runs after all."""
+    cluster.run("scontrol", "update", f"NodeName={NODE}", "State=RESUME")
+    cluster.sh(f"kill -HUP $(cat /run/slurm/slurmd-{NODE}.pid)")
+    # A requeued job waits a while before it may start again.
+    cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
+    ended(cluster, job)
+    check(cluster)
+
+
+def faulted(cluster: ManagedCluster, job: int, words: str) -> None:
+    """The node is drained with a reason that says it, and the job is in the queue again."""
+    cluster.wait_for(lambda: "DRAIN" in cluster.node(NODE)["State"], 60, "the node to be drained")
+    reason = cluster.node(NODE)["Reason"]
+    assert f"MIG fault (slurm-mig's prolog): job {job}: {words}" in reason
+    cluster.wait_job(job, "PENDING", timeout=60)
+    # It is no fence of ours: a cycle leaves it to a person.
+    cluster.slurm_mig("reconcile")
+    assert cluster.node(NODE)["Reason"] == reason
+
+
+def test_the_ordinary_way(cluster: ManagedCluster) -> None:
+    """A mark is emptied by the epilog and set by the check; the next prolog goes by it."""
+    check(cluster)
+    assert all(marks(cluster).values())
+    job = cluster.submit("echo $CUDA_VISIBLE_DEVICES", "--gres=gpu:1g.5gb:2")
+    ended(cluster, job)
+    uuids = cluster.output(job).split()[0].split(",")
+    assert {u for u, clean in marks(cluster).items() if not clean} == set(uuids)
+    assert check(cluster) == ""
+    assert all(marks(cluster).values())
+    assert cluster.sh(f"ls {RUN}", node=NODE).split().count("ended") == 0
+
+
+def test_without_a_check_the_next_prolog_looks_itself(cluster: ManagedCluster) -> None:
+    first = cluster.submit("true", "--gres=gpu:1g.5gb:7")
+    ended(cluster, first)
+    assert not any(marks(cluster).values())
+    second = cluster.submit(CUDA_JOB, "--gres=gpu:1g.5gb:1")
+    cluster.wait_for(lambda: cluster.reports(second, "first"), 30, "the second job")
+    assert sum(marks(cluster).values()) == 1
+    cluster.run("touch", f"/tmp/jobs/{second}.stop")
+    ended(cluster, second)
+    check(cluster)
+
+
+def test_a_check_that_lingers(cluster: ManagedCluster) -> None:
+    """One process looks after each job of a quick succession, and ends when none comes."""
+    run = "setsid -f slurm-mig hook check --linger 3 >/tmp/check.log 2>&1 </dev/null"
+    cluster.sh(run, node=NODE)
+    cluster.wait_for(lambda: cluster.sh("pgrep -f '[h]ook check' || true"), 20, "the check")
+    for _ in range(3):
+        ended(cluster, cluster.submit("true", "--gres=gpu:1g.5gb:7", "-p", "a100"))
+        cluster.wait_for(lambda: all(marks(cluster).values()), 5, "the marks")
+    cluster.wait_for(lambda: not cluster.sh("pgrep -f '[h]ook check' || true"), 20, "its end")
+    assert cluster.read("/tmp/check.log") == ""
+
+
+def test_what_a_job_left_is_ended_and_nothing_else(cluster: ManagedCluster) -> None:
+    uuid = slots(cluster)[0][1]
+    other = stranger(cluster, "bob", slots(cluster)[3][1])
+    job = cluster.submit("true", "--gres=gpu:1g.5gb:1")
+    ended(cluster, job)
+    left = stranger(cluster, "alice", uuid)
+    assert check(cluster) == ""
+    cluster.wait_for(lambda: not alive(cluster, left), 10, "the process to be ended")
+    assert marks(cluster)[uuid]
+    assert alive(cluster, other)
+    cluster.run("kill", "-9", str(other))
+
+
+def test_a_strangers_process_drains_the_node_and_requeues_the_job(cluster: ManagedCluster) -> None:
+    first = cluster.submit("true", "--gres=gpu:1g.5gb:1")
+    ended(cluster, first)
+    uuid = slots(cluster)[0][1]
+    other = stranger(cluster, "bob", uuid)
+    assert "is held by process" in check(cluster)
+    job = cluster.submit("true", "--gres=gpu:1g.5gb:1", "-p", "a100")
+    faulted(cluster, job,
+            f"slot 0 (1g.5gb {uuid}) is held by process {other} (fake-cuda, uid 2002)")  # fmt: skip
+    assert alive(cluster, other)
+    cluster.run("kill", "-9", str(other))
+    back_to_work(cluster, job)
+
+
+def test_an_instance_that_is_gone_drains_the_node(cluster: ManagedCluster) -> None:
+    _, uuid, _, proof = slots(cluster)[0]
+    gi = int(proof.split("/gi")[1].split("/")[0])
+    start = next(i["start"] for _, i in cluster.instances(NODE) if i["gi"] == gi)
+    change = (
+        "import pynvml; pynvml.nvmlInit(); d = pynvml.nvmlDeviceGetHandleByIndex(0)\n"
+        f"g = pynvml.nvmlDeviceGetGpuInstanceById(d, {gi})\n"
+        "pynvml.nvmlComputeInstanceDestroy(pynvml.nvmlGpuInstanceGetComputeInstanceById(g, 0))\n"
+        "pynvml.nvmlGpuInstanceDestroy(g)\n"
+    )
+    remake = (
+        "from slurm_mig.adapters.gpus import NvmlGpus; from slurm_mig.core.model import Placement\n"
+        f"NvmlGpus().create(0, Placement({start}, 1, '1g.5gb'))\n"
+    )
+    cluster.run("python", "-c", change, node=NODE)
+    job = cluster.submit("true", "--gres=gpu:1g.5gb:7", "-p", "a100")
+    faulted(cluster, job, f"slot 0 (1g.5gb {uuid}) does not exist")
+    cluster.run("python", "-c", remake, node=NODE)
+    back_to_work(cluster, job)
+
+
+def test_a_missing_device_file_is_made_again(cluster: ManagedCluster) -> None:
+    file = slots(cluster)[0][2].split(",")[-1]
+    cluster.run("rm", file, node=NODE)
+    job = cluster.submit("fake-cuda --seconds 0", "--gres=gpu:1g.5gb:1", "-p", "a100")
+    ended(cluster, job)
+    assert cluster.sh(f"stat -c '%F %a' {file}", node=NODE) == "character special file 444\n"
+
+
+def test_narrowed_device_files(cluster: ManagedCluster) -> None:
+    """While alice's job runs they are hers alone: bob's process outside every job is denied."""
+    cluster.sh(f"sed -i 's/^narrow=no/narrow=yes/' {RUN}/slots", node=NODE)
+    try:
+        job = cluster.submit(CUDA_JOB, "--gres=gpu:1g.5gb:1", "-p", "a100")
+        cluster.wait_for(lambda: cluster.reports(job, "first"), 30, "the job to compute")
+        report = cluster.reports(job, "first")[0]
+        caps = " ".join(f for f in report["files"] if "cap" in f)
+        assert cluster.sh(f"stat -c '%U %a' {caps}", node=NODE).split() == ["alice", "400"] * 2
+        probe = ["setpriv", "--reuid=bob", "--regid=bob", "--init-groups", "fake-cuda", "--probe"]
+        done = cluster.run(*probe, report["uuid"], node=NODE, check=False)
+        assert "Permission denied" in done.stdout
+        cluster.run("touch", f"/tmp/jobs/{job}.stop")
+        ended(cluster, job)
+        assert cluster.sh(f"stat -c '%U %a' {caps}", node=NODE).split() == ["root", "444"] * 2
+    finally:
+        cluster.sh(f"sed -i 's/^narrow=yes/narrow=no/' {RUN}/slots", node=NODE)
+        check(cluster)
+
+
+OTHERS = """\
+me=/tmp/jobs/$SLURM_JOB_ID
+fake-cuda --until-file $me.stop --report $me.first &
+while [ ! -s /tmp/jobs/other ]; do sleep 0.1; done
+uuid=$(cat /tmp/jobs/other)
+fake-cuda --probe $uuid >$me.probe; echo probed $?
+CUDA_VISIBLE_DEVICES=$uuid fake-cuda --seconds 0; echo named $?
+wait
+"""
+
+
+def test_two_users_on_one_gpu(cluster: ManagedCluster) -> None:
+    """Neither can open or name the other's instance, or end its processes."""
+    cluster.sh("rm -f /tmp/jobs/other")
+    alice = cluster.submit(CUDA_JOB, "--gres=gpu:1g.5gb:1", "-p", "a100")
+    bob = cluster.submit(OTHERS, "--gres=gpu:1g.5gb:1", "-p", "a100", user="bob")
+    for job in (alice, bob):
+        cluster.wait_for(lambda job=job: cluster.reports(job, "first"), 30, f"{job} to compute")
+    hers, his = cluster.reports(alice, "first")[0], cluster.reports(bob, "first")[0]
+    assert hers["gpu"] == his["gpu"]
+    assert hers["uuid"] != his["uuid"]
+    cluster.write("/tmp/jobs/other", hers["uuid"])
+    cluster.wait_for(lambda: "named" in cluster.output(bob), 20, "bob to have tried")
+    assert {"probed 0", "named 3"} <= set(cluster.output(bob).splitlines())
+    assert "Operation not permitted" in cluster.read(f"/tmp/jobs/{bob}.probe")
+    for job in (alice, bob):
+        cluster.run("touch", f"/tmp/jobs/{job}.stop")
+    ended(cluster, alice, bob)
+    check(cluster)
+
+
+def test_a_stale_uuid_does_not_reach_the_next_tenants_instance(cluster: ManagedCluster) -> None:
+    first = cluster.submit("echo $CUDA_VISIBLE_DEVICES", "--gres=gpu:1g.5gb:1", "-p", "a100")
+    ended(cluster, first)
+    stale = cluster.output(first).split()[0]
+    holder = cluster.submit(CUDA_JOB, "--gres=gpu:1g.5gb:1", "-p", "a100", user="bob")
+    cluster.wait_for(lambda: cluster.reports(holder, "first"), 30, "bob's job")
+    assert cluster.reports(holder, "first")[0]["uuid"] == stale
+    script = f"echo $CUDA_VISIBLE_DEVICES\nCUDA_VISIBLE_DEVICES={stale} fake-cuda --seconds 0\n"
+    second = cluster.submit(
+        script, "--gres=gpu:1g.5gb:1", "-p", "a100",
+        f"--export=ALL,CUDA_VISIBLE_DEVICES={stale},NVIDIA_VISIBLE_DEVICES={stale}",
+    )  # fmt: skip
+    ended(cluster, second, state="FAILED")
+    own, *rest = cluster.output(second).splitlines()
+    assert own.startswith("MIG-")
+    assert own != stale
+    assert "Operation not permitted" in rest[0]
+    cluster.run("touch", f"/tmp/jobs/{holder}.stop")
+    ended(cluster, holder)
+    check(cluster)
+
+
+def test_uuids_step_by_step(cluster: ManagedCluster) -> None:
+    """Fewer than the job, none, all, one per task; and a job without GPUs that pretends."""
+    script = (
+        "say() { srun \"$@\" sh -c 'echo ${CUDA_VISIBLE_DEVICES-none}'; }\n"
+        "say -n1; say -n1 --gres=gpu:1g.5gb:1; say -n1 --gres=none\n"
+        "say -n2 --gpu-bind=map_gpu:1,0 -l\n"
+    )
+    job = cluster.submit(script, "--gres=gpu:1g.5gb:2", "-n2", "-p", "a100")
+    ended(cluster, job)
+    every, one, none, *bound = cluster.output(job).splitlines()
+    first, second = every.split(",")
+    assert one in (first, second)
+    assert none == "none"
+    assert sorted(bound) == [f"0: {second}", f"1: {first}"]
+    pretends = ("--export=ALL,SLURM_JOB_GPUS=0-6,SLURM_STEP_GPUS=0,CUDA_VISIBLE_DEVICES=0", "-p")
+    job = cluster.submit("echo $CUDA_VISIBLE_DEVICES", *pretends, "a100")
+    ended(cluster, job)
+    assert "MIG-" not in cluster.output(job)
+    check(cluster)
+
+
+def test_a_job_over_nodes_of_different_kinds(cluster: ManagedCluster) -> None:
+    done = cluster.run(
+        "salloc", "-p", "a100", "--gpus=1g.5gb:1", ":", "-p", "a30", "--gres=gpu:1g.6gb:2",
+        "srun", "--het-group=0,1", "sh", "-c", "echo $(hostname) $CUDA_VISIBLE_DEVICES",
+        user="alice",
+    )  # fmt: skip
+    found = dict(line.split() for line in done.stdout.splitlines())
+    assert len(found[NODE].split(",")) == 1
+    assert len(found["a30-1"].split(",")) == 2
+    assert all(u.startswith("MIG-") for uuids in found.values() for u in uuids.split(","))
+
+
+def test_no_job_starts_on_a_node_whose_views_differ(cluster: ManagedCluster) -> None:
+    """As after a slurmctld that forgot our fence: the batch job is requeued, not lost."""
+    cluster.sh(f"mkdir -p {DIFFERING}; touch {DIFFERING}/{NODE}")
+    try:
+        other = cluster.submit("true", "-p", "a30")
+        job = cluster.submit("true", "-p", "a100")
+        ended(cluster, other)
+        cluster.wait_for(
+            lambda: int(cluster.job(job).get("Restarts", 0)) > 0, 30, "the job to be requeued"
+        )
+        assert cluster.job(job)["JobState"] != "FAILED"
+        assert "JobHeld" not in cluster.job(job)["Reason"]
+    finally:
+        cluster.sh(f"rm {DIFFERING}/{NODE}")
+    cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
+    ended(cluster, job)
+
+
+def test_a_submission_wakes_a_cycle_and_so_does_a_jobs_end(cluster: ManagedCluster) -> None:
+    """With no timer at all; the cycles keep their minimum interval."""
+    cluster.sh(
+        "setsid -f slurm-mig reconcile --loop 3600 >/tmp/loop.log 2>/tmp/loop.err </dev/null; "
+        "while [ ! -s /tmp/loop.log ]; do sleep 0.1; done", timeout=30,
+    )  # fmt: skip
+    pid = cluster.sh("pgrep -f '[s]lurm_mig.cli reconcile --loop'").split()[0]
+    try:
+        wants = cluster.submit(CUDA_JOB, "--gres=gpu:7g.40gb:1", "-p", "a100")
+        cluster.wait_for(lambda: cluster.reports(wants, "first"), 60, "the job to be served")
+        wants_next = cluster.submit("true", "--gres=gpu:3g.20gb:1", "-p", "a100")
+        time.sleep(3)
+        assert cluster.job(wants_next)["JobState"] == "PENDING"
+        cluster.run("touch", f"/tmp/jobs/{wants}.stop")
+        ended(cluster, wants, wants_next)
+        start = time.monotonic()
+        before = len(cluster.read("/tmp/loop.log").splitlines())
+        for _ in range(20):
+            cluster.sh(f"echo >{WAKE}")
+            time.sleep(0.2)
+        cycles = len(cluster.read("/tmp/loop.log").splitlines()) - before
+        assert 0 < cycles <= time.monotonic() - start + 1
+    finally:
+        cluster.sh(f"kill {pid}")
+        cluster.wait_for(lambda: not alive(cluster, int(pid)), 30, "the loop to end")

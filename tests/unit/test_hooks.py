@@ -1,0 +1,353 @@
+"""The hooks on a node: one suite over the shell's fast path and the Python reference."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from slurm_mig import hooks
+from slurm_mig.core import slotmap
+from slurm_mig.core.model import Gpu
+from slurm_mig.errors import SlurmMigError
+from slurm_mig.hooks import Node, refresh_marks
+from tests.unit.builders import A100, at, gpu, ones
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+UUIDS = {0: "MIG-a", 1: "MIG-b", 2: "-", 11: "MIG-c", 12: "GPU-d"}
+
+
+@dataclass
+class Site:
+    """A node's /run directory, and the hooks as a shell or Python has them."""
+
+    run: Path
+    kind: str
+
+    def write(self, *, constrained: bool = False, narrow: bool = False) -> None:
+        lines = [slotmap.HEADER, f"constrained={'yes' if constrained else 'no'}",
+                 f"narrow={'yes' if narrow else 'no'}"]  # fmt: skip
+        lines += [f"slot_{i}='{'off' if u == '-' else '1g.5gb'} {u} /dev/null,/dev/zero -'"
+                  for i, u in UUIDS.items()]  # fmt: skip
+        (self.run / "slots").write_text("\n".join(lines) + "\n")
+        (self.run / "clean").mkdir(exist_ok=True)
+
+    def mark(self, *uuids: str) -> None:
+        for uuid in uuids:
+            (self.run / "clean" / uuid).write_text("clean\n")
+
+    def marks(self) -> set[str]:
+        return {m.name for m in (self.run / "clean").iterdir() if m.stat().st_size}
+
+    def call(self, name: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        """The hook's exit code and output."""
+        if self.kind == "python":
+            out = io.StringIO()
+            with redirect_stdout(out), redirect_stderr(io.StringIO()):
+                code = hooks.main([name, str(self.run)], env)
+            return subprocess.CompletedProcess([], code, out.getvalue())
+        # In doubt the shell hands over; here, to what says so.
+        words = ["/bin/dash", str(SCRIPTS / name), str(self.run), "false"]
+        return subprocess.run(
+            words, env=env, cwd=self.run, capture_output=True, text=True, check=False, timeout=20
+        )
+
+    def uuids(self, env: dict[str, str]) -> str:
+        done = self.call("task_prolog", env)
+        assert done.returncode == 0, done.stderr
+        if not done.stdout:
+            return ""
+        lines = done.stdout.splitlines()
+        found = lines[0].removeprefix("export CUDA_VISIBLE_DEVICES=")
+        assert lines[1:] == [f"export NVIDIA_VISIBLE_DEVICES={found}"]
+        return found
+
+
+@pytest.fixture(params=["shell", "python"])
+def site(tmp_path: Path, request: pytest.FixtureRequest) -> Site:
+    found = Site(tmp_path, request.param)
+    found.write()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("job", "step", "seen", "constrained", "wanted"),
+    [
+        ("0", "", "0", True, "MIG-a"),
+        ("11", "11", "0", True, "MIG-c"),
+        ("11", "11", "11", False, "MIG-c"),
+        ("0-1,11", "", "0,1,2", True, "MIG-a,MIG-b,MIG-c"),
+        ("0,1", "1", "1", False, "MIG-b"),
+        ("011", "", "11", False, "MIG-c"),
+        ("1,12", "", "1,12", False, "MIG-b,GPU-d"),
+        # Nothing to say: whole GPUs only, AutoDetect's UUIDs, a step without GPUs, no GPUs at all.
+        ("12", "", "12", False, ""),
+        ("0", "0", "MIG-auto", False, ""),
+        ("0,1", "", "", False, ""),
+        ("", "", "", False, ""),
+        ("", "", "0", False, ""),
+        # Not a device: filler, beyond the map.
+        ("2", "", "2", False, ""),
+        ("99", "", "99", False, ""),
+        ("0-1", "", "5", True, ""),
+    ],
+)
+def test_uuids(
+    site: Site,
+    job: str,
+    step: str,
+    seen: str,
+    constrained: bool,  # noqa: FBT001
+    wanted: str,
+) -> None:
+    site.write(constrained=constrained)
+    # Nothing tells by the device files here: every one may be opened. Slurm's positions count.
+    env = {"SLURM_JOB_GPUS": job, "SLURM_STEP_GPUS": step, "CUDA_VISIBLE_DEVICES": seen}
+    assert site.uuids({k: v for k, v in env.items() if v}) == wanted
+
+
+def test_the_device_files_tell_which_of_the_jobs_devices_are_a_bound_tasks(site: Site) -> None:
+    """Bound tasks all have CUDA_VISIBLE_DEVICES=0 and SLURM_STEP_GPUS=0."""
+    site.write(constrained=True)
+    text = (site.run / "slots").read_text()
+    text = text.replace("MIG-a /dev/null", "MIG-a /dev/denied")
+    (site.run / "slots").write_text(text)
+    env = {"SLURM_JOB_GPUS": "0,1", "SLURM_STEP_GPUS": "0", "CUDA_VISIBLE_DEVICES": "0"}
+    assert site.uuids(env) == "MIG-b"
+
+
+def test_an_environment_from_elsewhere_names_nobodys_devices(site: Site) -> None:
+    site.write(constrained=True)
+    text = (site.run / "slots").read_text().replace("/dev/null", "/dev/denied")
+    (site.run / "slots").write_text(text)
+    env = {"SLURM_JOB_GPUS": "0,1", "SLURM_STEP_GPUS": "0,1", "CUDA_VISIBLE_DEVICES": "0,1"}
+    assert site.uuids(env) == ""
+
+
+NONSENSE = [
+    "", " ", "-", ",", "0-", "-1", "0,,1", "0--1", "1e3", "$(touch x)", "`id`", "0;id", "0\n1", "*",
+    "0-999999999", "1" * 20_000, "0," * 5000, "0-999,0-999", "\x01", "é", "0 1", "../../etc",
+    "MIG-a", "0x1", "+1", "³",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", NONSENSE)
+@pytest.mark.parametrize("hook", ["task_prolog", "prolog", "epilog"])
+def test_nonsense_in_the_environment(site: Site, hook: str, value: str) -> None:
+    site.mark("MIG-a", "MIG-b", "MIG-c", "GPU-d")
+    names = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID",
+             "SLURM_JOB_UID")  # fmt: skip
+    done = site.call(hook, dict.fromkeys(names, value))
+    assert done.stdout == ""
+    # The prolog lets nobody start on what it does not understand; nothing else ever fails.
+    assert bool(done.returncode) == (hook == "prolog" and value != "")
+    assert site.marks() == {"MIG-a", "MIG-b", "MIG-c", "GPU-d"}
+    assert not (site.run / "ended").exists()
+    assert not (site.run / "x").exists()
+
+
+def test_the_reference_is_a_program_too(site: Site) -> None:
+    env = {"SLURM_JOB_GPUS": "0", "CUDA_VISIBLE_DEVICES": "0"}
+    words = [sys.executable, "-m", "slurm_mig.hooks", "task_prolog", str(site.run)]
+    done = subprocess.run(
+        words, env=env, cwd=SCRIPTS.parent, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.startswith("export CUDA_VISIBLE_DEVICES=MIG-a\n")
+
+
+@pytest.mark.parametrize("hook", ["task_prolog", "prolog", "epilog"])
+def test_a_node_that_is_none_of_ours(site: Site, hook: str) -> None:
+    (site.run / "slots").unlink()
+    env = {"SLURM_JOB_GPUS": "0", "SLURM_JOB_ID": "7", "SLURM_JOB_UID": "1"}
+    done = site.call(hook, {**env, "CUDA_VISIBLE_DEVICES": "0"})
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "marked", "good"),
+    [
+        ("0", ("MIG-a",), True),
+        ("0-1,11", ("MIG-a", "MIG-b", "MIG-c"), True),
+        ("0-1,11", ("MIG-a", "MIG-c"), False),
+        ("0", (), False),
+        ("2", ("MIG-a", "-"), False),
+        ("0,99", ("MIG-a",), False),
+        ("12", ("GPU-d",), True),
+    ],
+)
+def test_the_prolog_goes_by_the_marks(
+    site: Site,
+    gpus: str,
+    marked: tuple[str, ...],
+    good: bool,  # noqa: FBT001
+) -> None:
+    site.mark(*marked)
+    done = site.call("prolog", {"SLURM_JOB_GPUS": gpus, "SLURM_JOB_ID": "7"})
+    assert (done.returncode == 0) == good
+
+
+def test_the_prolog_doubts_a_missing_device_file(site: Site) -> None:
+    site.mark("MIG-a")
+    text = (site.run / "slots").read_text()
+    (site.run / "slots").write_text(text.replace("MIG-a /dev/null", "MIG-a /dev/gone"))
+    assert site.call("prolog", {"SLURM_JOB_GPUS": "0"}).returncode
+
+
+def test_the_prolog_doubts_an_instance_that_the_driver_shows_no_more(site: Site) -> None:
+    site.mark("MIG-a")
+    text = (site.run / "slots").read_text()
+    proof = site.run / "access"
+    proof.touch()
+    (site.run / "slots").write_text(
+        text.replace("MIG-a /dev/null,/dev/zero -", f"MIG-a /dev/null {proof}")
+    )
+    assert site.call("prolog", {"SLURM_JOB_GPUS": "0"}).returncode == 0
+    proof.unlink()
+    assert site.call("prolog", {"SLURM_JOB_GPUS": "0"}).returncode
+
+
+def test_the_epilog_empties_the_marks_and_notes_the_job(site: Site) -> None:
+    site.mark("MIG-a", "MIG-b", "MIG-c")
+    env = {"SLURM_JOB_GPUS": "0,11", "SLURM_JOB_ID": "7", "SLURM_JOB_UID": "2001"}
+    assert site.call("epilog", env).returncode == 0
+    assert site.call("epilog", {**env, "SLURM_JOB_ID": "8", "SLURM_JOB_GPUS": "2"}).returncode == 0
+    assert site.marks() == {"MIG-b"}
+    assert (site.run / "ended").read_text() == "7 2001 0,11\n8 2001 2\n"
+    assert site.call("prolog", env).returncode
+
+
+def test_narrowed_files_are_the_users_and_are_given_back(site: Site) -> None:
+    site.write(narrow=True)
+    device = site.run / "nvidia-cap7"
+    os.mknod(device, 0o20444, os.makedev(1, 3))
+    text = (site.run / "slots").read_text().replace("MIG-a /dev/null", f"MIG-a {device}")
+    (site.run / "slots").write_text(text)
+    site.mark("MIG-a")
+    env = {"SLURM_JOB_GPUS": "0", "SLURM_JOB_ID": "7", "SLURM_JOB_UID": "2001"}
+    assert site.call("prolog", env).returncode == 0
+    assert (device.stat().st_uid, device.stat().st_mode & 0o777) == (2001, 0o400)
+    assert Path("/dev/zero").stat().st_uid == 0
+    assert site.call("epilog", env).returncode == 0
+    assert (device.stat().st_uid, device.stat().st_mode & 0o777) == (0, 0o444)
+
+
+def node(tmp_path: Path, gpus: list[Gpu], fence: Callable[[str], None] = lambda _: None) -> Node:
+    """A node whose driver says this."""
+    instances = [i for g in gpus for i in g.instances]
+    lines = [slotmap.HEADER, "constrained=yes", "narrow=no"]
+    lines += [f"slot_{n}='1g.5gb {i.uuid} {','.join(i.files)} -'" for n, i in enumerate(instances)]
+    (tmp_path / "slots").write_text("\n".join(lines) + "\n")
+    return Node(tmp_path, lambda: gpus, fence)
+
+
+def with_devices(gpus: list[Gpu], pids: Mapping[int, tuple[int, ...]]) -> list[Gpu]:
+    """Instances whose files are there, some with processes."""
+    return [
+        replace(g, instances=tuple(
+            replace(i, files=("/dev/null",), pids=pids.get(n, ()))
+            for n, i in enumerate(g.instances)))
+        for g in gpus
+    ]  # fmt: skip
+
+
+def test_in_doubt_the_driver_is_asked_and_the_mark_set(tmp_path: Path) -> None:
+    found = node(tmp_path, with_devices([gpu(A100, 0, *ones(2))], {}))
+    found.prolog({"SLURM_JOB_GPUS": "1", "SLURM_JOB_ID": "7"})
+    assert [m.name for m in (tmp_path / "clean").iterdir()] == ["MIG-0-1g.5gb@1"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "wanted"),
+    [
+        ("0", "job 7: slot 0 (1g.5gb MIG-0-1g.5gb@0) is held by process 1 "),
+        ("9", "job 7: slot 9 is no device"),
+        ("x", "job 7: SLURM_JOB_GPUS is no list"),
+    ],
+)
+def test_a_fault_drains_the_node_and_names_job_and_slot(
+    tmp_path: Path, gpus: str, wanted: str
+) -> None:
+    fences: list[str] = []
+    gpu_list = with_devices([gpu(A100, 0, *ones(2))], {0: (1,)})
+    found = node(tmp_path, gpu_list, fence=fences.append)
+    with pytest.raises(SlurmMigError):
+        found.prolog({"SLURM_JOB_GPUS": gpus, "SLURM_JOB_ID": "7"})
+    assert len(fences) == 1
+    assert fences[0].startswith(wanted)
+
+
+def test_an_instance_that_is_gone_or_has_other_files(tmp_path: Path) -> None:
+    found = node(tmp_path, with_devices([gpu(A100, 0, *ones(2))], {}))
+    found.look = lambda: with_devices([gpu(A100, 0, at("3g.20gb", 4))], {})
+    with pytest.raises(SlurmMigError, match="does not exist"):
+        found.prolog({"SLURM_JOB_GPUS": "0", "SLURM_JOB_ID": "7"})
+    found.look = lambda: [gpu(A100, 0, *ones(2))]
+    with pytest.raises(SlurmMigError, match="other device files now"):
+        found.prolog({"SLURM_JOB_GPUS": "0", "SLURM_JOB_ID": "7"})
+
+
+def test_marks_after_a_publish(tmp_path: Path) -> None:
+    gpus = with_devices([gpu(A100, 0, *ones(3))], {1: (1,)})
+    node(tmp_path, gpus)
+    (tmp_path / "clean").mkdir()
+    (tmp_path / "clean" / "MIG-old").write_text("clean\n")
+    (tmp_path / "clean" / "MIG-0-1g.5gb@1").write_text("clean\n")
+    refresh_marks(tmp_path, gpus)
+    sizes = {m.name: m.stat().st_size for m in (tmp_path / "clean").iterdir()}
+    assert set(sizes) == {f"MIG-0-1g.5gb@{n}" for n in range(3)}
+    assert all(sizes.values())
+    (tmp_path / "clean" / "MIG-0-1g.5gb@1").write_text("")
+    refresh_marks(tmp_path, gpus)
+    assert not (tmp_path / "clean" / "MIG-0-1g.5gb@1").stat().st_size
+
+
+def test_the_check_ends_what_a_job_left_and_nothing_else(tmp_path: Path) -> None:
+    env = {**os.environ, "SLURM_JOB_ID": "7"}
+    left = subprocess.Popen(["sleep", "60"], env=env, user=2001)
+    other = subprocess.Popen(["sleep", "60"], user=2002)
+    try:
+        pids = {0: (left.pid,), 1: (other.pid,), 2: ()}
+        base = [gpu(A100, 0, *ones(3))]
+        found = node(tmp_path, with_devices(base, pids))
+
+        def look() -> list[Gpu]:
+            alive = {0: (left.pid,) if left.poll() is None else (), 1: (other.pid,)}
+            return with_devices(base, alive)
+
+        found.look = look
+        refresh_marks(tmp_path, look())
+        (tmp_path / "ended").write_text("7 2001 0-1\nrubbish\n")
+        said = found.check()
+        assert left.wait(5)
+        assert other.poll() is None
+        assert len(said) == 1
+        assert f"slot 1 (1g.5gb MIG-0-1g.5gb@1) is held by process {other.pid} (sleep" in said[0]
+        sizes = {m.name[-1]: m.stat().st_size for m in (tmp_path / "clean").iterdir()}
+        assert [n for n, size in sizes.items() if not size] == ["1"]
+        assert not (tmp_path / "ended").exists()
+        assert (tmp_path / "ended.kept").read_text() == "7 2001 0,1\n"
+    finally:
+        left.kill()
+        other.kill()
+        left.wait()
+        other.wait()
+
+
+def test_what_is_left_is_only_reported_where_the_site_says_so(tmp_path: Path) -> None:
+    left = subprocess.Popen(["sleep", "60"], user=2001)
+    try:
+        found = node(tmp_path, with_devices([gpu(A100, 0, *ones(1))], {0: (left.pid,)}))
+        found.leftover = "report"
+        (tmp_path / "ended").write_text("7 2001 0\n")
+        assert "is held by" in found.check()[0]
+        assert left.poll() is None
+    finally:
+        left.kill()
+        left.wait()
