@@ -64,6 +64,20 @@ class NvmlGpus:
         with translated("listing GPUs"):
             return tuple(self._gpu(i) for i in range(pynvml.nvmlDeviceGetCount()))
 
+    def survey(self) -> tuple[list[Gpu], dict[int, str]]:
+        """`inventory` for looking only: a GPU that cannot be read (lost) is in the second, by
+        index with the reason, and does not hide the others. Raises when none can be."""
+        gpus: list[Gpu] = []
+        faults: dict[int, str] = {}
+        with translated("listing GPUs"):
+            count = int(pynvml.nvmlDeviceGetCount())
+        for index in range(count):
+            try:
+                gpus.append(self.gpu(index))
+            except GpuError as error:
+                faults[index] = str(error)
+        return gpus, faults
+
     def gpu(self, index: int) -> Gpu:
         """One GPU, as `inventory` gives it."""
         with translated(f"reading GPU {index}"):
