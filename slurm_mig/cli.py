@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slurm_mig import __version__, config
+from slurm_mig.commands import gpus
 from slurm_mig.commands.files import files
 from slurm_mig.errors import Exit, SlurmMigError
 
@@ -274,6 +275,8 @@ def observe(config_path: Path, name: str | None) -> None:
 
 
 main.add_command(files)
+for verb in gpus.VERBS:
+    main.add_command(verb)
 
 
 if __name__ == "__main__":

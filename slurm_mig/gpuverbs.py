@@ -80,6 +80,7 @@ class GpuVerbs:
             "mode": lambda: self.mode(request.gpus, on=request.on),
             "gres": lambda: self.gres(),
             "check": lambda: self.check(),
+            "wanted": lambda: self.wanted(request.wish),
         }
         if request.verb not in verbs:
             raise UsageError(f"unknown verb {request.verb!r}; there are {', '.join(verbs)}")
@@ -116,10 +117,14 @@ class GpuVerbs:
         """Exit 0 if every GPU of the wish is as wished, 1 if one is not."""
         gpus = {gpu.index: gpu for gpu in self._gpus.inventory()}
         wanted = self._wanted(wish, list(gpus.values()))
-        rows = [_compared(gpus[index], wish) for index, wish in sorted(wanted.items())]
+        rows = [_compared(gpus[index], wanted[index]) for index in sorted(wanted)]
         text = "".join(f"{row['words']}\n" for row in rows)
         ok = all(row["agrees"] for row in rows)
         return Answer(text, {"agrees": ok, "gpus": rows}, int(Exit.OK if ok else Exit.REFUSED))
+
+    def wanted(self, wish: Wish) -> Answer:
+        """What the wish means here, GPU by GPU: for the controller's own change."""
+        return Answer("", encode(self._wanted(wish, self._gpus.inventory())))
 
     def check(self) -> Answer:
         doctor = Doctor(self._gpus, self._settings, self._name)

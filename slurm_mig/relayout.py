@@ -23,7 +23,7 @@ from slurm_mig.core.layouts import (
     cuts_of,
 )
 from slurm_mig.core.model import Gpu, Layout, Placement
-from slurm_mig.errors import BusyError, Exit, GpuError, SlurmMigError, UsageError
+from slurm_mig.errors import BusyError, GpuError, LeftOverError, SlurmMigError, UsageError
 
 
 class Gpus(Protocol):
@@ -35,13 +35,6 @@ class Gpus(Protocol):
     def split(self, gpu: int, gi: int, split: Sequence[int] = ()) -> None: ...
     def destroy(self, gpu: int, gi: int) -> None: ...
     def set_mode(self, gpu: int, *, on: bool, keep_pending: bool = False) -> None: ...
-
-
-class LeftOverError(GpuError):
-    """A change failed and could not be undone: the GPU is neither what it was nor what it should
-    be."""
-
-    exit_code = Exit.ATTENTION
 
 
 @dataclass(frozen=True)
@@ -178,18 +171,16 @@ class Relayout:
         for part in reversed(begun):
             if not part.empty and (problem := self._put_back(before[part.gpu], part)):
                 left.append(problem)
-        code = getattr(error, "code", 0)
         if left:
             return LeftOverError(
                 f"{error.args[0]}; it could not be undone: {'; '.join(left)}",
-                code=code,
                 hint="Mend what is named above, then apply the layout again: it goes on from "
                 "what is there.",
             )
         message = f"{error.args[0]}; every GPU is again as it was"
         if isinstance(error, BusyError):
             return BusyError(message, hint=error.hint)
-        return GpuError(message, code=code, hint=error.hint)
+        return GpuError(message, code=getattr(error, "code", 0), hint=error.hint)
 
     def _put_back(self, before: Gpu, part: LayoutChange) -> str:
         """Empty when the GPU is again what it was; otherwise what is left."""

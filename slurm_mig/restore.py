@@ -10,21 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from slurm_mig.adapters.bootrecord import Recorded, RecordedGpu
 from slurm_mig.core.layouts import HALF_MADE, Cut, Wanted
 from slurm_mig.core.model import Gpu, Slots, is_filler
-from slurm_mig.errors import Exit, SlurmMigError, UnreachableError
+from slurm_mig.errors import LeftOverError, SlurmMigError, UnreachableError
 from slurm_mig.ports import Clock
 from slurm_mig.relayout import Gpus, Relayout
 
+T = TypeVar("T")
+
 POLL_S = 1.0
-
-
-class RestoreError(SlurmMigError):
-    """Something is not as it was before the boot."""
-
-    exit_code = Exit.ATTENTION
 
 
 @dataclass(frozen=True)
@@ -33,10 +30,10 @@ class Restorer:
     controller's care."""
 
     gpus: Gpus
-    prepare: Callable[[Slots], None]
+    prepare: Callable[[Slots], None] | None = None
 
     def restore(self, record: Recorded) -> list[str]:
-        """One sentence for each GPU. Raises RestoreError after all was tried."""
+        """One sentence for each GPU. Raises LeftOverError after all was tried."""
         there = {gpu.uuid: gpu for gpu in self.gpus.inventory()}
         said, failed = [], []
         for was in record.gpus:
@@ -44,11 +41,11 @@ class Restorer:
                 said.append(self._restore_gpu(was, there.get(was.uuid)))
             except SlurmMigError as error:
                 failed.append(error.args[0])
-        if not failed and record.slots:
+        if not failed and record.slots and self.prepare:
             self.prepare(record.slots)
             failed += self._moved(record.slots)
         if failed:
-            raise RestoreError(
+            raise LeftOverError(
                 "; ".join(failed),
                 hint="slurmd should not start before this is mended: `slurm-mig check` says more.",
             )
@@ -87,8 +84,8 @@ def _mended(split: Sequence[int]) -> tuple[int, ...]:
     return () if tuple(split) == HALF_MADE else tuple(split)
 
 
-def wait_for_driver(start: Callable[[], Gpus], clock: Clock, wait_s: float) -> Gpus:
-    """The GPUs once the driver answers. Raises UnreachableError after `wait_s` seconds."""
+def started(start: Callable[[], T], clock: Clock, wait_s: float) -> T:
+    """What `start` makes, once the driver answers. Raises UnreachableError after `wait_s` s."""
     deadline = clock.now() + wait_s
     while True:
         try:

@@ -10,7 +10,7 @@ from slurm_mig.config import NodeSettings
 
 def managed_here(settings: NodeSettings, name: str) -> bool:
     """True if our nodes.conf beside slurm.conf has the node, or hooks have a slot map of it."""
-    published = Path(settings.slurm_conf).parent / "slurm-mig" / "nodes.conf"
+    published = Path(settings.slurm_conf).parent / settings.slurm.includes[0]
     try:
         text = published.read_text(errors="replace")
     except OSError:
