@@ -178,8 +178,8 @@ class Relayout:
                 "what is there.",
             )
         message = f"{error.args[0]}; every GPU is again as it was"
-        if isinstance(error, BusyError):
-            return BusyError(message, hint=error.hint)
+        if isinstance(error, (BusyError, UsageError)):
+            return type(error)(message, hint=error.hint)
         return GpuError(message, code=getattr(error, "code", 0), hint=error.hint)
 
     def _put_back(self, before: Gpu, part: LayoutChange) -> str:
