@@ -57,15 +57,14 @@ class Assembly:
         files = Copies(LocalFiles(settings), controllers, own)
         return cls(settings, PyslurmCluster(), nodes, files, FileStore(Path(settings.state_dir)))
 
-    def reconciler(self) -> Reconciler:
-        clock = RealClock()
+    def executor(self) -> Executor:
         rules = self.settings.policy
-        executor = Executor(
+        return Executor(
             self.cluster,
             self.nodes,
             self.files,
             self.store,
-            clock,
+            RealClock(),
             Limits(
                 settle_s=rules.settle_s,
                 register_s=rules.fence_deadline_s,
@@ -74,6 +73,10 @@ class Assembly:
             ),
             by_reconfigure=self.by_reconfigure,
         )
+
+    def reconciler(self) -> Reconciler:
+        clock = RealClock()
+        rules = self.settings.policy
         policy = Policy(
             rules.min_wait_s,
             rules.cooldown_s,
@@ -84,7 +87,14 @@ class Assembly:
             frozenset(rules.reservations),
         )
         return Reconciler(
-            self.cluster, self.nodes, self.files, self.store, clock, executor, policy, self.faults
+            self.cluster,
+            self.nodes,
+            self.files,
+            self.store,
+            clock,
+            self.executor(),
+            policy,
+            self.faults,
         )
 
     def faults(self, names: Collection[str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slurm_mig import __version__, config
+from slurm_mig.commands import gpus
 from slurm_mig.commands.files import files
 from slurm_mig.commands.hook import hook
 from slurm_mig.errors import Exit, SlurmMigError
@@ -281,6 +282,8 @@ def observe(config_path: Path, name: str | None) -> None:
 
 main.add_command(files)
 main.add_command(hook)
+for verb in gpus.VERBS:
+    main.add_command(verb)
 
 
 if __name__ == "__main__":

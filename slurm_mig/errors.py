@@ -87,5 +87,12 @@ class GpuError(SlurmMigError):
         self.code = code
 
 
+class LeftOverError(SlurmMigError):
+    """A change of a GPU failed and could not be undone: it is neither what it was nor what it
+    should be; the message says what is left."""
+
+    exit_code = Exit.ATTENTION
+
+
 class ArrangementError(SlurmMigError):
     """No order of slots keeps every busy device at its index (a hull is in the way)."""

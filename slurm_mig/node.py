@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from slurm_mig import hooks
 from slurm_mig.adapters import system
 from slurm_mig.adapters.atomic import write_atomic
+from slurm_mig.adapters.bootrecord import BootRecord
 from slurm_mig.adapters.gpus import NvmlGpus
 from slurm_mig.adapters.managedfiles import ManagedFiles, Places
 from slurm_mig.adapters.registrar import Registrar
@@ -24,6 +25,7 @@ from slurm_mig.core.codec import decode, encode
 from slurm_mig.core.model import Gpu, GpuChange, Instance, NodeChange, Placement, Slots
 from slurm_mig.core.records import ManagedNode, NodeFacts
 from slurm_mig.errors import BusyError, ConfigError, GpuError, SlurmMigError
+from slurm_mig.gpuverbs import GpuVerbs
 
 PROTOCOL = 1
 
@@ -42,6 +44,9 @@ class NodeAgent:
         )
         self._registrar = Registrar(settings.slurm_conf, settings.run_dir, node_name)
         self._name = node_name
+        self._record = BootRecord(Path(settings.state_dir))
+        self.gpus = self._gpus
+        self.verbs = GpuVerbs(settings, node_name, self._gpus)
         self._files = _own_files(settings)
 
     def observe(self) -> NodeFacts:
@@ -106,11 +111,11 @@ class NodeAgent:
         constrained = system.devices_constrained(Path(self._settings.slurm_conf))
         run_dir = Path(self._settings.run_dir)
         run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-        narrow = self._settings.devices == "narrow"
-        proofs = self._gpus.proofs()
-        text = slotmap.slot_map(slots, proofs, constrained=constrained, narrow=narrow)
+        narrow, gpus = self._settings.devices == "narrow", self._gpus.inventory()
+        self._record.save_gpus(gpus, slots)
+        text = slotmap.slot_map(slots, self._gpus.proofs(), constrained=constrained, narrow=narrow)
         write_atomic(run_dir / "slots", text)
-        hooks.refresh_marks(run_dir, self._gpus.inventory())
+        hooks.refresh_marks(run_dir, gpus)
 
     def preregister(self, slots: Slots) -> None:
         """`prepare`, then have a passing slurmd register the slots (see adapters/registrar.py)."""
@@ -212,6 +217,7 @@ def serve(agent: NodeAgent, requests: TextIO, answers: TextIO) -> None:
         "publish": lambda data: agent.publish(decode(Slots, data, "slots")),
         "preregister": lambda data: agent.preregister(decode(Slots, data, "slots")),
         "announce": lambda _: agent.announce(),
+        "gpus": lambda data: agent.verbs.run(data),
         "follow": lambda data: agent.follow(decode(int, data, "slurmd_pid")),
         "write_files": lambda data: agent.write_files(decode(ManagedNode, data, "node")),
         "leave_files": lambda _: agent.leave_files(),

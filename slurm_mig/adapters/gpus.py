@@ -1,68 +1,30 @@
-"""NVML: the GPUs of this node. The only module that imports pynvml.
+"""NVML: the GPUs of this node, what can be on them, and every change of them.
 
 Runs on the GPU node as root. The driver is asked for everything: profiles, legal placements and
-what is there; no table of GPU models is used. Handles never outlive one call.
+what is there; no table of GPU models is used. Handles never outlive one call: what is remembered
+is what a model can do, never what is there.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from ctypes import byref
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pynvml
 
-from slurm_mig.core.model import Gpu, Instance, Placement, Profile
+from slurm_mig.adapters import nvml
+from slurm_mig.adapters.nvml import optional, patiently, text, translated
+from slurm_mig.core.model import ComputeInstance, Gpu, Instance, Placement, Profile
+from slurm_mig.core.profiles import device_name
 from slurm_mig.errors import BusyError, GpuError, UnreachableError
 
-T = TypeVar("T")
-
-PROFILE_ENUM_END = 0x20
-"""One past any GPU instance profile enum that NVML has had (0x11 in API 13.615), with room."""
-
-RETRY_S = 5.0
-"""How long IN_USE is retried: the driver lets go of an instance some tenths of a second after
-its last process or compute instance ended."""
-
-RESETLESS_FIELD = 184
-"""NVML_FI_DEV_IS_RESETLESS_MIG_SUPPORTED (nvml.h; older nvidia-ml-py does not name it)."""
-
-_GONE = frozenset({pynvml.NVML_ERROR_NOT_FOUND, pynvml.NVML_ERROR_NOT_SUPPORTED})
-
-
-@contextmanager
-def _translated(doing: str) -> Iterator[None]:
-    """NVML's exceptions as ours, saying what was being done."""
-    try:
-        yield
-    except pynvml.NVMLError as error:
-        if error.value in (
-            pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
-            pynvml.NVML_ERROR_LIBRARY_NOT_FOUND,
-            pynvml.NVML_ERROR_UNINITIALIZED,
-        ):
-            raise UnreachableError(
-                f"{doing}: {error}", hint="Is the NVIDIA driver loaded? Try nvidia-smi."
-            ) from error
-        raise GpuError(f"{doing}: {error}", code=error.value) from error
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def _optional(call: Callable[[], T]) -> T | None:
-    """The call's value, None when the GPU or the driver says that there is no such thing."""
-    try:
-        return call()
-    except pynvml.NVMLError as error:
-        if error.value in (*_GONE, pynvml.NVML_ERROR_INVALID_ARGUMENT):
-            return None
-        raise
+Kind = tuple[str, int, int]
+"""What GPUs have in common that the driver tells the same of: name, memory, PCI device id."""
 
 
 class NvmlGpus:
@@ -71,58 +33,167 @@ class NvmlGpus:
     `proc` is where the driver's capability files are found, `caps_dir` its device nodes.
     """
 
-    def __init__(self, caps_dir: str = "/dev/nvidia-caps", proc: str = "/proc/driver") -> None:
+    def __init__(
+        self,
+        caps_dir: str = "/dev/nvidia-caps",
+        proc: str = "/proc/driver",
+        retry_s: float = nvml.RETRY_S,
+    ) -> None:
         self.caps_dir = caps_dir
+        self._retry_s = retry_s
         self._minors_file = Path(proc) / "nvidia-caps" / "mig-minors"
         self._capabilities = Path(proc) / "nvidia" / "capabilities"
         self._minors: dict[str, int] | None = None
-        self._profiles: dict[str, tuple[Profile, ...]] = {}
-        with _translated("starting NVML"):
+        self._profiles: dict[Kind, tuple[Profile, ...]] = {}
+        self._splits: dict[tuple[Kind, int], tuple[nvml.ComputeProfile, ...]] = {}
+        with translated("starting NVML"):
             pynvml.nvmlInit()
 
     def close(self) -> None:
-        with _translated("closing NVML"):
+        with translated("closing NVML"):
             pynvml.nvmlShutdown()
+
+    # -- reading --------------------------------------------------------------------------------
 
     def driver(self) -> str:
         """Driver version, `580.95.05`."""
-        with _translated("reading the driver version"):
-            return _text(pynvml.nvmlSystemGetDriverVersion())
+        with translated("reading the driver version"):
+            return text(pynvml.nvmlSystemGetDriverVersion())
 
     def inventory(self) -> tuple[Gpu, ...]:
         """Every GPU with its instances and their processes. Raises GpuError."""
-        with _translated("listing GPUs"):
+        with translated("listing GPUs"):
             return tuple(self._gpu(i) for i in range(pynvml.nvmlDeviceGetCount()))
 
-    def create(self, gpu: int, placement: Placement) -> None:
-        """Create a GPU instance at exactly this placement, and its compute instance.
+    def survey(self) -> tuple[list[Gpu], dict[int, str]]:
+        """`inventory` for looking only: a GPU that cannot be read (lost) is in the second, by
+        index with the reason, and does not hide the others. Raises when none can be."""
+        gpus: list[Gpu] = []
+        faults: dict[int, str] = {}
+        with translated("listing GPUs"):
+            count = int(pynvml.nvmlDeviceGetCount())
+        for index in range(count):
+            try:
+                gpus.append(self.gpu(index))
+            except GpuError as error:
+                faults[index] = str(error)
+        return gpus, faults
 
-        If the compute instance cannot be made, the GPU instance is destroyed again.
-        """
-        with _translated(f"creating {placement} on GPU {gpu}"):
+    def gpu(self, index: int) -> Gpu:
+        """One GPU, as `inventory` gives it."""
+        with translated(f"reading GPU {index}"):
+            return self._gpu(index)
+
+    def remaining(self, gpu: int) -> dict[str, int]:
+        """How many more of each profile the driver would make now; empty without MIG mode."""
+        with translated(f"reading the free room of GPU {gpu}"):
             device = pynvml.nvmlDeviceGetHandleByIndex(gpu)
-            profile = self._profile(device, placement.profile)
+            call = pynvml.nvmlDeviceGetGpuInstanceRemainingCapacity
+            found = {
+                profile.name: optional(partial(call, device, profile.id))
+                for profile in self._profiles_of(device, self._kind(device))
+            }
+            return {name: int(count) for name, count in found.items() if count is not None}
+
+    def persistence(self, gpu: int) -> bool:
+        """Persistence mode: the driver keeps the GPU initialised while nobody uses it."""
+        with translated(f"reading the persistence mode of GPU {gpu}"):
+            device = pynvml.nvmlDeviceGetHandleByIndex(gpu)
+            return bool(optional(lambda: pynvml.nvmlDeviceGetPersistenceMode(device)))
+
+    def pci_ids(self, gpu: int) -> tuple[int, int]:
+        """PCI device and subsystem id, each `device << 16 | vendor` as device filters write it."""
+        with translated(f"reading the PCI ids of GPU {gpu}"):
+            info = pynvml.nvmlDeviceGetPciInfo(pynvml.nvmlDeviceGetHandleByIndex(gpu))
+            return int(info.pciDeviceId), int(info.pciSubSystemId)
+
+    # -- changing instances ---------------------------------------------------------------------
+
+    def create(self, gpu: int, placement: Placement, split: Sequence[int] = ()) -> None:
+        """Create a GPU instance at exactly this placement, with its compute instances.
+
+        `split` gives the compute slices of each; empty: one that spans it. If a compute instance
+        cannot be made, the GPU instance is destroyed again.
+        """
+        with translated(f"creating {placement} on GPU {gpu}"):
+            device = pynvml.nvmlDeviceGetHandleByIndex(gpu)
+            profile = self._profile(device, gpu, placement.profile)
             where = pynvml.c_nvmlGpuInstancePlacement_t()
             where.start, where.size = placement.start, placement.size
-            instance = _patiently(
-                lambda: pynvml.nvmlDeviceCreateGpuInstanceWithPlacement(
-                    device, profile.id, byref(where)
+            instance = self._patiently(
+                partial(
+                    pynvml.nvmlDeviceCreateGpuInstanceWithPlacement,
+                    device,
+                    profile.id,
+                    byref(where),
                 )
             )
             try:
-                self._create_compute(instance)
+                self._create_computes(instance, split)
             except pynvml.NVMLError:
-                _patiently(lambda: pynvml.nvmlGpuInstanceDestroy(instance))
+                self._clear(instance)
+                self._patiently(partial(pynvml.nvmlGpuInstanceDestroy, instance))
                 raise
 
-    def destroy(self, gpu: int, gi: int) -> None:
-        """Destroy a GPU instance and its compute instances. IN_USE is retried for a while."""
-        with _translated(f"destroying GPU instance {gi} on GPU {gpu}"):
+    def split(self, gpu: int, gi: int, split: Sequence[int] = ()) -> None:
+        """Give a GPU instance these compute instances instead of those it has.
+
+        The GPU instance stays. Raises GpuError; it may then be without compute instances, which
+        the caller finds by looking.
+        """
+        with translated(f"splitting GPU instance {gi} on GPU {gpu}"):
             device = pynvml.nvmlDeviceGetHandleByIndex(gpu)
             instance = pynvml.nvmlDeviceGetGpuInstanceById(device, gi)
-            for compute in self._compute_instances(instance):
-                _patiently(partial(pynvml.nvmlComputeInstanceDestroy, compute))
-            _patiently(lambda: pynvml.nvmlGpuInstanceDestroy(instance))
+            self._clear(instance)
+            self._create_computes(instance, split)
+
+    def destroy(self, gpu: int, gi: int) -> None:
+        """Destroy a GPU instance and its compute instances, and see that it is gone.
+
+        IN_USE is retried for a while, and so is a success after which it is still there.
+        """
+        deadline = time.monotonic() + self._retry_s
+        with translated(f"destroying GPU instance {gi} on GPU {gpu}"):
+            device = pynvml.nvmlDeviceGetHandleByIndex(gpu)
+            find = partial(pynvml.nvmlDeviceGetGpuInstanceById, device, gi)
+            instance = find()
+            while instance is not None:
+                self._clear(instance)
+                self._patiently(partial(pynvml.nvmlGpuInstanceDestroy, instance))
+                instance = optional(find)
+                if instance is not None and time.monotonic() > deadline:
+                    raise GpuError(
+                        f"GPU {gpu}: the driver says that GPU instance {gi} is destroyed, "
+                        "but it is still there",
+                        code=0,
+                        hint="Somebody holds a handle of it (DCGM is known for it): restart that "
+                        "daemon. `slurm-mig check` lists who has the device files open.",
+                    )
+
+    def _clear(self, instance: Any) -> None:
+        """Destroy every compute instance of a GPU instance."""
+        offered = nvml.compute_profiles(instance)
+        for compute in nvml.compute_instances(instance, offered):
+            self._patiently(partial(pynvml.nvmlComputeInstanceDestroy, compute))
+
+    def _create_computes(self, instance: Any, split: Sequence[int]) -> None:
+        """The compute instance that spans the whole GPU instance, or one for each width."""
+        offered = nvml.compute_profiles(instance)
+        widest = max(offered, key=lambda profile: profile[1])
+        for width in sorted(split, reverse=True) or [widest[1]]:
+            ident = next((i for i, slices, _ in offered if slices == width), None)
+            if ident is None:
+                raise GpuError(
+                    f"a GPU instance of {widest[1]} compute slices cannot have a compute "
+                    f"instance of {width}",
+                    code=int(pynvml.NVML_ERROR_NOT_SUPPORTED),
+                )
+            self._patiently(partial(pynvml.nvmlGpuInstanceCreateComputeInstance, instance, ident))
+
+    def _patiently(self, call: Any) -> Any:
+        return patiently(call, self._retry_s)
+
+    # -- changing the mode ----------------------------------------------------------------------
 
     def set_mode(self, gpu: int, *, on: bool, keep_pending: bool = False) -> None:
         """Switch a GPU's MIG mode and see that it took; nothing is destroyed for it.
@@ -133,12 +204,12 @@ class NvmlGpus:
         mode that did not become current is taken back, unless `keep_pending` (for a change that
         is to come with the next boot of a virtual machine).
         """
-        with _translated(f"switching MIG {'on' if on else 'off'} on GPU {gpu}"):
+        with translated(f"switching MIG {'on' if on else 'off'} on GPU {gpu}"):
             device = pynvml.nvmlDeviceGetHandleByIndex(gpu)
-            before = _optional(lambda: pynvml.nvmlDeviceGetMigMode(device))
+            before = optional(lambda: pynvml.nvmlDeviceGetMigMode(device))
             if before is None:
                 raise GpuError(
-                    f"GPU {gpu} ({_text(pynvml.nvmlDeviceGetName(device))}) cannot do MIG",
+                    f"GPU {gpu} ({text(pynvml.nvmlDeviceGetName(device))}) cannot do MIG",
                     code=int(pynvml.NVML_ERROR_NOT_SUPPORTED),
                 )
             if before == [on, on]:
@@ -158,18 +229,16 @@ class NvmlGpus:
 
     def _refuse_mode_change(self, gpu: int, device: Any) -> None:
         """Raises BusyError for what the driver would refuse later, or worse, leave pending."""
-        pids = sorted({pid for pid, _ in self._pids(device)})
+        pids = sorted({pid for pid, _, _ in nvml.processes(device)})
         if pids:
             raise BusyError(
                 f"GPU {gpu}: its MIG mode cannot change while processes hold it: "
                 f"{', '.join(map(str, pids))}; nothing was touched"
             )
-        profiles = self._profiles_of(device, _text(pynvml.nvmlDeviceGetUUID(device)))
         left = [
-            p.name
-            for p in profiles
-            if (found := _optional(partial(self._gpu_instances, device, p)))
-            for _ in found
+            profile.name
+            for profile in self._profiles_of(device, self._kind(device))
+            for _ in optional(partial(nvml.gpu_instances, device, profile)) or ()
         ]
         if left:
             raise BusyError(
@@ -178,160 +247,108 @@ class NvmlGpus:
                 hint="Destroy them first.",
             )
 
-    @staticmethod
-    def _mode_needs_reset(device: Any) -> bool:
-        """The driver's word; drivers without that field (before R535) know Hopper at most."""
-        value = _optional(lambda: pynvml.nvmlDeviceGetFieldValues(device, [RESETLESS_FIELD]))
-        if value is not None and value[0].nvmlReturn == pynvml.NVML_SUCCESS:
-            return not value[0].value.uiVal
-        architecture = _optional(lambda: pynvml.nvmlDeviceGetArchitecture(device))
-        return architecture is None or int(architecture) < pynvml.NVML_DEVICE_ARCH_HOPPER
+    # -- how it is read -------------------------------------------------------------------------
 
     def _gpu(self, index: int) -> Gpu:
         device = pynvml.nvmlDeviceGetHandleByIndex(index)
-        mode = _optional(lambda: pynvml.nvmlDeviceGetMigMode(device))
+        mode = optional(lambda: pynvml.nvmlDeviceGetMigMode(device))
         current, pending = mode if mode else (0, 0)
-        uuid = _text(pynvml.nvmlDeviceGetUUID(device))
         minor = int(pynvml.nvmlDeviceGetMinorNumber(device))
-        pids = self._pids(device)
-        capacity_minors, spare = self._gpu_minors(minor)
-        profiles = self._profiles_of(device, uuid) if mode else ()
-        return Gpu(
+        kind = self._kind(device)
+        running = nvml.processes(device)
+        instance_minors, spare = self._gpu_minors(minor)
+        gpu = Gpu(
             index=index,
             minor=minor,
-            uuid=uuid,
-            model=_text(pynvml.nvmlDeviceGetName(device)),
-            memory_mib=int(pynvml.nvmlDeviceGetMemoryInfo(device).total) >> 20,
+            uuid=text(pynvml.nvmlDeviceGetUUID(device)),
+            model=kind[0],
+            memory_mib=kind[1] >> 20,
             mig=bool(current),
             mig_pending=bool(pending),
-            mode_needs_reset=bool(mode) and self._mode_needs_reset(device),
-            profiles=profiles,
-            instances=self._instances(device, minor, profiles, pids) if current else (),
+            mig_capable=mode is not None,
+            mode_needs_reset=bool(mode) and nvml.mode_needs_reset(device),
+            profiles=self._profiles_of(device, kind) if mode else (),
             file=f"/dev/nvidia{minor}",
-            pids=tuple(pid for pid, _ in pids),
-            instance_minors=capacity_minors,
+            pids=tuple(pid for pid, _, _ in running),
+            instance_minors=instance_minors,
             spare_minors=spare,
         )
-
-    def _profiles_of(self, device: Any, uuid: str) -> tuple[Profile, ...]:
-        """What the driver offers. Drivers up to R535 know no profiles while MIG is off: nothing
-        is remembered then."""
-        if not self._profiles.get(uuid):
-            found = (self._profile_by_enum(device, n) for n in range(PROFILE_ENUM_END))
-            self._profiles[uuid] = tuple(p for p in found if p)
-        return self._profiles[uuid]
-
-    def _profile_by_enum(self, device: Any, number: int) -> Profile | None:
-        info = _optional(lambda: pynvml.nvmlDeviceGetGpuInstanceProfileInfo(device, number))
-        if info is None:
-            return None
-        places = self._placements(device, info.id)
-        return Profile(
-            name=_text(info.name).removeprefix("MIG "),
-            id=int(info.id),
-            compute_slices=int(info.sliceCount),
-            size=places[0][1],
-            starts=tuple(sorted(start for start, _ in places)),
-            # The driver's instanceCount is wrong on some A30 (mig-parted hard-codes it there);
-            # no more instances than legal placements can exist.
-            max_count=min(int(info.instanceCount), len(places)),
+        if not current:
+            return gpu
+        found = (
+            self._instance(handle, minor, (kind, profile), running)
+            for profile in gpu.profiles
+            for handle in nvml.gpu_instances(device, profile)
         )
+        return replace(gpu, instances=tuple(sorted(found, key=lambda i: i.placement)))
 
     @staticmethod
-    def _placements(device: Any, profile_id: int) -> list[tuple[int, int]]:
-        count = pynvml.c_uint(0)
-        pynvml.nvmlDeviceGetGpuInstancePossiblePlacements(device, profile_id, None, byref(count))
-        array = (pynvml.c_nvmlGpuInstancePlacement_t * count.value)()
-        pynvml.nvmlDeviceGetGpuInstancePossiblePlacements(device, profile_id, array, byref(count))
-        return [(int(array[i].start), int(array[i].size)) for i in range(count.value)]
+    def _kind(device: Any) -> Kind:
+        return (
+            text(pynvml.nvmlDeviceGetName(device)),
+            int(pynvml.nvmlDeviceGetMemoryInfo(device).total),
+            int(pynvml.nvmlDeviceGetPciInfo(device).pciDeviceId),
+        )
 
-    def _profile(self, device: Any, name: str) -> Profile:
-        uuid = _text(pynvml.nvmlDeviceGetUUID(device))
-        for profile in self._profiles_of(device, uuid):
+    def _profiles_of(self, device: Any, kind: Kind) -> tuple[Profile, ...]:
+        """What the driver offers, asked once for GPUs that are alike. Drivers up to R535 know no
+        profiles while MIG is off: nothing is remembered then."""
+        if not self._profiles.get(kind):
+            self._profiles[kind] = nvml.profiles_of(device, kind[1])
+        return self._profiles[kind]
+
+    def _profile(self, device: Any, gpu: int, name: str) -> Profile:
+        for profile in self._profiles_of(device, self._kind(device)):
             if profile.name == name:
                 return profile
         raise GpuError(
-            f"GPU {uuid} has no profile {name}", code=int(pynvml.NVML_ERROR_NOT_SUPPORTED)
+            f"GPU {gpu} has no profile {name}", code=int(pynvml.NVML_ERROR_NOT_SUPPORTED)
         )
-
-    def _instances(
-        self, device: Any, minor: int, profiles: tuple[Profile, ...], pids: list[tuple[int, int]]
-    ) -> tuple[Instance, ...]:
-        found = []
-        for profile in profiles:
-            for handle in self._gpu_instances(device, profile):
-                found.append(self._instance(handle, minor, profile, pids))
-        return tuple(sorted(found, key=lambda i: i.placement))
-
-    @staticmethod
-    def _gpu_instances(device: Any, profile: Profile) -> list[Any]:
-        count = pynvml.c_uint(0)
-        array = (pynvml.c_nvmlGpuInstance_t * max(profile.max_count, len(profile.starts)))()
-        pynvml.nvmlDeviceGetGpuInstances(device, profile.id, array, byref(count))
-        return [array[i] for i in range(count.value)]
 
     def _instance(
-        self, handle: Any, minor: int, profile: Profile, pids: list[tuple[int, int]]
+        self,
+        handle: Any,
+        minor: int,
+        what: tuple[Kind, Profile],
+        running: Sequence[tuple[int, int | None, int | None]],
     ) -> Instance:
+        kind, profile = what
         info = pynvml.nvmlGpuInstanceGetInfo(handle)
         gi = int(info.id)
-        place = Placement(int(info.placement.start), int(info.placement.size), profile.name)
         gi_minor = self._minor(f"gpu{minor}/gi{gi}/access")
-        files = [f"/dev/nvidia{minor}", f"{self.caps_dir}/nvidia-cap{gi_minor}"]
-        uuid = ""
-        computes = self._compute_instances(handle)
-        for compute in computes:
-            details = pynvml.nvmlComputeInstanceGetInfo(compute)
-            uuid = uuid or _text(pynvml.nvmlDeviceGetUUID(details.device))
-            ci_minor = self._minor(f"gpu{minor}/gi{gi}/ci{int(details.id)}/access")
-            files.append(f"{self.caps_dir}/nvidia-cap{ci_minor}")
+        mine = [(pid, ci) for pid, where, ci in running if where == gi]
+        if (kind, profile.id) not in self._splits:
+            self._splits[(kind, profile.id)] = nvml.compute_profiles(handle)
+        found = (
+            self._compute(compute, f"gpu{minor}/gi{gi}", profile, mine)
+            for compute in nvml.compute_instances(handle, self._splits[(kind, profile.id)])
+        )
+        computes = tuple(sorted(found, key=lambda compute: compute.ci))
+        caps = (gi_minor, *(compute.minor for compute in computes))
         return Instance(
-            placement=place,
+            placement=Placement(int(info.placement.start), int(info.placement.size), profile.name),
             gi=gi,
-            uuid=uuid,
+            uuid=computes[0].uuid if computes else "",
             gi_minor=gi_minor,
-            files=tuple(files),
-            pids=tuple(sorted({pid for pid, where in pids if where == gi})),
+            files=(f"/dev/nvidia{minor}", *(f"{self.caps_dir}/nvidia-cap{n}" for n in caps)),
+            pids=tuple(sorted({pid for pid, _ in mine})),
             compute_instances=len(computes),
+            computes=computes,
         )
 
-    @staticmethod
-    def _compute_profiles(instance: Any) -> Iterator[Any]:
-        for number in range(pynvml.NVML_COMPUTE_INSTANCE_PROFILE_COUNT):
-            info = _optional(
-                partial(
-                    pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo,
-                    instance,
-                    number,
-                    pynvml.NVML_COMPUTE_INSTANCE_ENGINE_PROFILE_SHARED,
-                )
-            )
-            if info is not None:
-                yield info
-
-    def _compute_instances(self, instance: Any) -> list[Any]:
-        found: list[Any] = []
-        for info in self._compute_profiles(instance):
-            count = pynvml.c_uint(0)
-            array = (pynvml.c_nvmlComputeInstance_t * max(int(info.instanceCount), 1))()
-            pynvml.nvmlGpuInstanceGetComputeInstances(instance, info.id, array, byref(count))
-            found.extend(array[i] for i in range(count.value))
-        return found
-
-    def _create_compute(self, instance: Any) -> None:
-        """The compute instance that spans the whole GPU instance."""
-        widest = max(self._compute_profiles(instance), key=lambda info: int(info.sliceCount))
-        _patiently(lambda: pynvml.nvmlGpuInstanceCreateComputeInstance(instance, widest.id))
-
-    @staticmethod
-    def _pids(device: Any) -> list[tuple[int, int]]:
-        """Compute and graphics processes of a GPU, each with its GPU instance id."""
-        calls = (
-            pynvml.nvmlDeviceGetComputeRunningProcesses,
-            pynvml.nvmlDeviceGetGraphicsRunningProcesses,
+    def _compute(
+        self, handle: Any, where: str, profile: Profile, running: Sequence[tuple[int, int | None]]
+    ) -> ComputeInstance:
+        info = pynvml.nvmlComputeInstanceGetInfo(handle)
+        ci, slices = int(info.id), int(info.placement.size)
+        return ComputeInstance(
+            ci=ci,
+            name=device_name(profile.name, slices, profile.compute_slices),
+            slices=slices,
+            uuid=text(pynvml.nvmlDeviceGetUUID(info.device)),
+            minor=self._minor(f"{where}/ci{ci}/access"),
+            pids=tuple(sorted({pid for pid, its in running if its == ci})),
         )
-        found = (process for call in calls for process in _optional(partial(call, device)) or ())
-        return [(int(p.pid), int(p.gpuInstanceId or 0)) for p in found]
 
     def proofs(self) -> dict[str, str]:
         """The driver's capability file of each compute instance that is there, by device file."""
@@ -408,17 +425,3 @@ def _mode_refusal(gpu: int, activation: int, *, current: bool, pending: bool) ->
         f"GPU {gpu}: the MIG mode did not change: {pynvml.nvmlErrorString(activation)}; {left}",
         code=activation,
     )
-
-
-def _patiently(call: Callable[[], T]) -> T:
-    """Repeat a call that NVML answers with IN_USE, for RETRY_S seconds at most."""
-    deadline = time.monotonic() + RETRY_S
-    pause = 0.01
-    while True:
-        try:
-            return call()
-        except pynvml.NVMLError as error:
-            if error.value != pynvml.NVML_ERROR_IN_USE or time.monotonic() > deadline:
-                raise
-        time.sleep(pause)
-        pause = min(pause * 2, 0.5)

@@ -187,6 +187,10 @@ class RemoteNodes(Remote):
     def announce(self, name: str) -> None:
         self._call(name, "announce", None)
 
+    def gpus(self, name: str, request: Any) -> Any:
+        """A verb about the node's GPUs, encoded, and its encoded answer."""
+        return self._call(name, "gpus", request)
+
     def write_files(self, name: str, node: ManagedNode) -> None:
         self._call(name, "write_files", encode(node))
 

@@ -37,6 +37,7 @@ class Profile:
     """Memory slices of one placement."""
     starts: tuple[int, ...]
     max_count: int
+    memory_mib: int = 0
 
     @property
     def attribute(self) -> str:
@@ -74,8 +75,21 @@ def counts(placements: Iterable[Placement]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class ComputeInstance:
+    """A compute instance: what CUDA sees as one MIG device."""
+
+    ci: int
+    name: str
+    """`3g.20gb` when it spans its GPU instance, `1c.3g.20gb` when it is a part."""
+    slices: int
+    uuid: str
+    minor: int
+    pids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Instance:
-    """A GPU instance with its one compute instance, as found on the node."""
+    """A GPU instance, usually with one compute instance that spans it, as found on the node."""
 
     placement: Placement
     gi: int
@@ -86,6 +100,7 @@ class Instance:
     """Device files a process needs: parent GPU, GPU-instance and compute-instance capability."""
     pids: tuple[int, ...] = ()
     compute_instances: int = 1
+    computes: tuple[ComputeInstance, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +119,8 @@ class Gpu:
     file: str = ""
     pids: tuple[int, ...] = ()
     mig_pending: bool = False
+    mig_capable: bool = False
+    """The driver knows a MIG mode of it, on or off."""
     mode_needs_reset: bool = True
     """A change of the MIG mode resets this GPU (Ampere); Hopper and later need none."""
     instance_minors: tuple[int, ...] = ()

@@ -168,10 +168,26 @@ class Simulator:
     def remove_process(self, pid: int) -> None:
         self._run("process", "remove", "--pid", str(pid))
 
-    def fault(self, call: str, code: str | int, *, gpu: int | None = None, times: int = 1) -> None:
-        """Let the next `times` calls of this symbol fail with a code, `IN_USE` or 19."""
-        where = () if gpu is None else ("--gpu", str(gpu))
-        self._run("fault", call, "--code", str(code), "--times", str(times), *where)
+    def fault(
+        self,
+        call: str,
+        code: str | int,
+        *,
+        gpu: int | None = None,
+        times: int = 1,
+        after: int = 0,
+        for_ms: int = 0,
+        delay_ms: int = 0,
+    ) -> None:
+        """Let the next `times` calls of this symbol fail with a code, `IN_USE` or 19.
+
+        `*` is every call. `after` calls are let through first; with `for_ms` it lasts that long
+        instead. `SLOW` is no error but a delay; `LIE` a destruction that says OK and does nothing.
+        """
+        words = ["--code", str(code), "--after", str(after), "--delay-ms", str(delay_ms)]
+        words += ["--for-ms", str(for_ms)] if for_ms else ["--times", str(times)]
+        words += [] if gpu is None else ["--gpu", str(gpu)]
+        self._run("fault", call, *words)
 
     def clear_faults(self) -> None:
         self._run("fault", "--clear")

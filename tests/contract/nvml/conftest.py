@@ -8,13 +8,14 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pynvml
 import pytest
 
+from slurm_mig.adapters.gpus import NvmlGpus
 from tests.testbed.nvml_sim import GpuSpec, Paths, Simulator, build
 
 MODELS = (
@@ -59,6 +60,25 @@ def sim(paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Simula
     simulator = Simulator(paths, tmp_path / "state")
     monkeypatch.setenv("NVML_SIM_STATE", str(simulator.state))
     return simulator
+
+
+Opened = Callable[..., NvmlGpus]
+
+
+@pytest.fixture
+def opened(sim: Simulator, tmp_path: Path) -> Iterator[Opened]:
+    """Makes a node of these GPUs and opens them."""
+    made: list[NvmlGpus] = []
+
+    def open_gpus(*specs: GpuSpec, driver: str = "580.95.05") -> NvmlGpus:
+        sim.create(specs, root=tmp_path, driver=driver)
+        gpus = NvmlGpus(str(tmp_path / "dev" / "nvidia-caps"), str(tmp_path / "proc"), retry_s=0.6)
+        made.append(gpus)
+        return gpus
+
+    yield open_gpus
+    for gpus in made:
+        gpus.close()
 
 
 @pytest.fixture

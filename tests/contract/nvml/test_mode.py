@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pynvml
 import pytest
@@ -12,6 +10,7 @@ import pytest
 from slurm_mig.adapters.gpus import NvmlGpus
 from slurm_mig.core.model import Gpu, Placement
 from slurm_mig.errors import BusyError, GpuError
+from tests.contract.nvml.conftest import Opened
 from tests.testbed.nvml_sim import GpuSpec, Simulator
 
 A100 = "NVIDIA A100-SXM4-40GB"
@@ -19,24 +18,6 @@ H100 = "NVIDIA H100 80GB HBM3"
 L40S = "NVIDIA L40S"
 
 pytestmark = pytest.mark.changes_gpus
-
-Opened = Callable[..., NvmlGpus]
-
-
-@pytest.fixture
-def opened(sim: Simulator, tmp_path: Path) -> Iterator[Opened]:
-    """Makes a node of these GPUs and opens them."""
-    made: list[NvmlGpus] = []
-
-    def open_gpus(*specs: GpuSpec, driver: str = "580.95.05") -> NvmlGpus:
-        sim.create(specs, root=tmp_path, driver=driver)
-        gpus = NvmlGpus(str(tmp_path / "dev" / "nvidia-caps"), str(tmp_path / "proc"))
-        made.append(gpus)
-        return gpus
-
-    yield open_gpus
-    for gpus in made:
-        gpus.close()
 
 
 def mode(gpus: NvmlGpus, index: int = 0) -> tuple[bool, bool]:

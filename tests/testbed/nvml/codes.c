@@ -17,6 +17,7 @@ static const struct {
 	{ 7, "INSUFFICIENT_SIZE", "Insufficient Size" },
 	{ 9, "DRIVER_NOT_LOADED", "Driver Not Loaded" },
 	{ 10, "TIMEOUT", "Timeout" },
+	{ 13, "FUNCTION_NOT_FOUND", "Function Not Found" },
 	{ 15, "GPU_IS_LOST", "GPU is lost" },
 	{ 16, "RESET_REQUIRED", "GPU requires restart" },
 	{ 17, "OPERATING_SYSTEM", "The operating system has blocked the request." },

@@ -11,6 +11,9 @@
  *                    [--hidden]                 (holds, but is not listed: a leaked handle)
  *   nvml-sim process remove --pid P [--gpu I [--gi G]]
  *   nvml-sim fault CALL --code NAME|NUMBER [--gpu I] [--times N]      (N -1: until cleared)
+ *                  [--after N] [--for-ms T] [--delay-ms T]
+ *            CALL may be '*'. SLOW is no error but a delay; LIE, for calls that destroy, is a
+ *            success that left everything there.
  *   nvml-sim fault --clear
  *
  * Each takes --state PATH; else NVML_SIM_STATE; else /run/nvml-sim/state.
@@ -28,7 +31,7 @@
 /* What the command line says: a value by option's name, NULL when not given, and the rest. */
 static const char *option_names[] = {
 	"state", "dev-root", "proc-root", "caps-major", "driver", "timing", "seed",
-	"gpu", "gi", "ci", "pid", "code", "times",
+	"gpu", "gi", "ci", "pid", "code", "times", "after", "for-ms", "delay-ms",
 };
 #define OPTIONS (sizeof(option_names) / sizeof(option_names[0]))
 
@@ -230,16 +233,24 @@ static int process(struct state *state)
 		       die("no such process:", option("pid") ? option("pid") : words[2]) : 0;
 }
 
+static int fault_code(const char *word)
+{
+	if (!strcmp(word, "SLOW"))
+		return FAULT_SLOW;
+	return strcmp(word, "LIE") ? code_number(word) : FAULT_LIE;
+}
+
 static int fault(struct state *state)
 {
 	/* The short form is `fault CALL CODE [TIMES] [GPU]`. */
-	const char *code = option("code") ? option("code") : count > 2 ? words[2] : "";
+	const char *word = option("code") ? option("code") : count > 2 ? words[2] : "";
+	int code = fault_code(word);
 
 	if (clear) {
 		memset(state->fault, 0, sizeof(state->fault));
 		return 0;
 	}
-	if (count < 2 || code_number(code) < 0)
+	if (count < 2 || code == -1 || (code == FAULT_LIE && !strstr(words[1], "Destroy")))
 		return die("usage:", "fault CALL --code NAME|NUMBER [--gpu I] [--times N] | fault --clear");
 	for (unsigned i = 0; i < MAX_FAULTS; i++) {
 		struct fault *f = &state->fault[i];
@@ -247,8 +258,11 @@ static int fault(struct state *state)
 		if (f->times)
 			continue;
 		snprintf(f->call, sizeof(f->call), "%s", words[1]);
-		f->code = code_number(code);
-		f->times = number("times", count > 3 ? atoi(words[3]) : 1);
+		f->code = code;
+		f->times = number("times", option("for-ms") ? -1 : count > 3 ? atoi(words[3]) : 1);
+		f->after = number("after", 0);
+		f->delay_ms = (unsigned)number("delay-ms", 0);
+		f->until_ms = option("for-ms") ? sim_now_ms() + (uint64_t)number("for-ms", 0) : 0;
 		f->gpu = number("gpu", count > 4 ? atoi(words[4]) : -1);
 		return 0;
 	}

@@ -97,18 +97,41 @@ static size_t stem(const char *call)
 		       (size_t)(version - call) : strlen(call);
 }
 
+static int is_meant(const struct fault *fault, const char *call, int gpu)
+{
+	if (!fault->times || (fault->gpu >= 0 && fault->gpu != gpu))
+		return 0;
+	return !strcmp(fault->call, "*") ||
+	       (stem(fault->call) == stem(call) && !strncmp(fault->call, call, stem(call)));
+}
+
+static void wait_ms(unsigned milliseconds)
+{
+	struct timespec left = { milliseconds / 1000, milliseconds % 1000 * 1000000l };
+
+	while (nanosleep(&left, &left) && errno == EINTR)
+		;
+}
+
 int injected(const char *call, int gpu)
 {
 	for (unsigned i = 0; i < MAX_FAULTS; i++) {
 		struct fault *fault = &sim->fault[i];
 
-		if (!fault->times || stem(fault->call) != stem(call) ||
-		    strncmp(fault->call, call, stem(call)) ||
-		    (fault->gpu >= 0 && fault->gpu != gpu))
+		if (fault->times && fault->until_ms && sim_now_ms() > fault->until_ms)
+			memset(fault, 0, sizeof(*fault));
+		if (!is_meant(fault, call, gpu))
 			continue;
+		if (fault->after) {
+			fault->after--;
+			continue;
+		}
 		if (fault->times > 0)
 			fault->times--;
-		return fault->code;
+		if (fault->delay_ms)
+			wait_ms(fault->delay_ms);
+		if (fault->code != FAULT_SLOW)
+			return fault->code;
 	}
 	return OK;
 }
@@ -159,12 +182,8 @@ int copy_text(char *out, unsigned size, const char *text)
 
 void pause_ms(unsigned milliseconds)
 {
-	struct timespec left = { milliseconds / 1000, milliseconds % 1000 * 1000000l };
-
-	if (!sim->hardware_timing)
-		return;
-	while (nanosleep(&left, &left) && errno == EINTR)
-		;
+	if (sim->hardware_timing)
+		wait_ms(milliseconds);
 }
 
 /* -- start and stop --------------------------------------------------------------------------- */

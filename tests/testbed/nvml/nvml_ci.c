@@ -171,7 +171,7 @@ API int nvmlComputeInstanceDestroy(struct handle *compute)
 	int code = enter(__func__, compute, COMPUTE_INSTANCE);
 
 	if (code)
-		return code;
+		return code == FAULT_LIE ? OK : code;
 	if (geteuid())
 		return leave_with(NO_PERMISSION);
 	if (sim_holders(sim, compute->gpu, (int)compute->gi, (int)compute->ci))

@@ -382,7 +382,7 @@ API int nvmlGpuInstanceDestroy(struct handle *instance)
 	int code = enter(__func__, instance, GPU_INSTANCE);
 
 	if (code)
-		return code;
+		return code == FAULT_LIE ? OK : code;
 	if (geteuid())
 		return leave_with(NO_PERMISSION);
 	gpu = gpu_of(instance);

@@ -79,12 +79,21 @@ struct process {
 	int hidden; /* holds, but NVML does not list it: a daemon with a leaked handle, a driver */
 };
 
+/* Codes of faults that are none of NVML's. */
+#define FAULT_SLOW -2 /* the call does what it does, after the delay */
+#define FAULT_LIE -3  /* a call that destroys says OK and does nothing */
+
 struct fault {
-	char call[64];
+	char call[64]; /* "*": every call */
 	int code;
 	int gpu; /* -1: any */
-	int times;
+	int times; /* -1: until cleared; 0: no fault here */
+	int after; /* so many calls are let through first */
+	unsigned delay_ms;
+	uint64_t until_ms; /* of the monotonic clock; 0: for ever */
 };
+
+uint64_t sim_now_ms(void);
 
 struct state {
 	uint32_t magic;

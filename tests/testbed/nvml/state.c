@@ -11,6 +11,7 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "tables.h"
@@ -142,6 +143,14 @@ void sim_unlock(void)
 {
 	flock(lock_fd, LOCK_UN);
 	pthread_mutex_unlock(&threads);
+}
+
+uint64_t sim_now_ms(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
 }
 
 const struct model *sim_model(const struct gpu *gpu)

@@ -1,0 +1,212 @@
+"""`inventory`, `profiles`, `apply`, `assert`, `export`, `mode`, `gres`, `check`, `restore`.
+
+On the GPU node as root, or with `--node` from the controller. The verbs themselves are in
+gpuverbs.py (on the node) and managedlayout.py (on a node in the controller's care).
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from slurm_mig import config
+from slurm_mig.errors import UsageError
+
+if TYPE_CHECKING:
+    from slurm_mig.gpuverbs import Answer, Request, Wish
+
+C = TypeVar("C", bound=Callable[..., Any])
+
+DEFAULT_LAYOUTS = "/etc/slurm/mig-layouts.yaml"
+
+
+def where_options(command: C) -> C:
+    """The options that every verb about GPUs has."""
+    for option in (
+        click.option(
+            "--node", "node", metavar="NODE",
+            help="Ask this node, from the controller, instead of the machine we are on.",
+        ),
+        click.option("--name", help="This node's NodeName; by default its short host name."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+        click.option(
+            "--config", "config_path", type=click.Path(path_type=Path), show_default=True,
+            envvar="SLURM_MIG_CONFIG", default=Path(config.DEFAULT_PATH),
+            help="Configuration file.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+FILE_OPTION = click.option(
+    "-f", "--file", "file", type=click.Path(path_type=Path), envvar="SLURM_MIG_LAYOUTS",
+    default=Path(DEFAULT_LAYOUTS), show_default=True,
+    help="File of named layouts, in mig-parted's format.",
+)  # fmt: skip
+
+WISH_ARGUMENT = click.argument("what", nargs=-1, required=True)
+
+
+@click.command()
+@where_options
+def inventory(**where: Any) -> None:
+    """List GPUs, MIG modes, instances, what identifies them, and who holds them."""
+    _run(where, "inventory")
+
+
+@click.command()
+@where_options
+def profiles(**where: Any) -> None:
+    """Show what each GPU can hold, and how many more of it fit now, and where."""
+    _run(where, "profiles")
+
+
+@click.command()
+@WISH_ARGUMENT
+@FILE_OPTION
+@click.option("--dry-run", is_flag=True, help="Show the change as a diff; change nothing.")
+@where_options
+def apply(what: tuple[str, ...], file: Path, dry_run: bool, **where: Any) -> None:  # noqa: FBT001
+    """Cut GPUs as WHAT says; only what differs is changed, busy instances never.
+
+    WHAT is the name of a layout in the file, or words such as gpu0=3g.20gb,1g.5gb*2, all=1g.5gb*7,
+    gpu1=off, gpu0=3g.20gb@4 (at this place).
+    """
+    _run(where, "apply", wish=_wish(what, file), dry_run=dry_run)
+
+
+@click.command("assert")
+@WISH_ARGUMENT
+@FILE_OPTION
+@where_options
+def assert_(what: tuple[str, ...], file: Path, **where: Any) -> None:
+    """Exit with 0 if the GPUs are as WHAT says, with 1 if not."""
+    _run(where, "assert", wish=_wish(what, file))
+
+
+@click.command()
+@click.option("--inline", is_flag=True, help="As words for `apply`, with places.")
+@where_options
+def export(inline: bool, **where: Any) -> None:  # noqa: FBT001
+    """Print what is there as a file that `apply` reads (mig-parted's format)."""
+    _run(where, "export", inline=inline)
+
+
+@click.command()
+@click.argument("state", type=click.Choice(["on", "off"]))
+@click.argument("gpus", nargs=-1, type=click.IntRange(min=0))
+@where_options
+def mode(state: str, gpus: tuple[int, ...], **where: Any) -> None:
+    """Switch the MIG mode of idle, empty GPUs (by index; none: all that can do MIG)."""
+    _run(where, "mode", gpus=gpus, on=state == "on")
+
+
+@click.command()
+@where_options
+def gres(**where: Any) -> None:
+    """Print gres.conf's lines and the Gres value for what is there."""
+    _run(where, "gres")
+
+
+@click.command()
+@where_options
+def check(**where: Any) -> None:
+    """Look for all that is wrong with MIG on a node, who holds its GPUs, and what mends it."""
+    _run(where, "check")
+
+
+@click.command()
+@click.option("--wait", "wait_s", type=click.FloatRange(min=0), default=60.0, show_default=True,
+              help="Seconds to wait for the driver.")  # fmt: skip
+@where_options
+def restore(wait_s: float, **where: Any) -> None:
+    """After a boot: the GPUs as they were recorded, before slurmd starts."""
+    from slurm_mig.adapters.bootrecord import BootRecord
+    from slurm_mig.adapters.managedhere import managed_here
+    from slurm_mig.adapters.system import RealClock, require_root
+    from slurm_mig.node import NodeAgent
+    from slurm_mig.restore import Restorer, started
+
+    require_root("restore")
+    settings, name = _settings(where["config_path"]), _name(where["name"])
+    record = BootRecord(Path(settings.state_dir)).load()
+    if record is None:
+        click.echo("nothing was recorded: nothing to restore")
+        return
+    agent = started(lambda: NodeAgent(settings, name), RealClock(), wait_s)
+    prepare = agent.prepare if managed_here(settings, name) else None
+    for sentence in Restorer(agent.gpus, prepare).restore(record):
+        click.echo(sentence)
+
+
+VERBS = (inventory, profiles, apply, assert_, export, mode, gres, check, restore)
+
+
+def _wish(what: tuple[str, ...], file: Path) -> Wish:
+    """Inline words, or the entries of the named layout."""
+    from slurm_mig.gpuverbs import Wish
+
+    if len(what) > 1 or "=" in what[0]:
+        return Wish(words=what)
+    from slurm_mig.adapters.located import read
+    from slurm_mig.core.layoutfile import interpret
+
+    layouts = interpret(read(file), str(file))
+    if what[0] not in layouts:
+        raise UsageError(
+            f"{file} has no layout {what[0]!r}; it has {', '.join(layouts) or 'none'}",
+            hint="Or say what is wanted: gpu0=3g.20gb,1g.5gb*2",
+        )
+    return Wish(entries=layouts[what[0]])
+
+
+def _run(where: dict[str, Any], verb: str, **arguments: Any) -> None:
+    from slurm_mig.gpuverbs import Request, printable
+
+    request = Request(verb, **arguments)
+    if where["node"] is None:
+        answer = _here(where, request)
+    else:
+        answer = _remote(where["config_path"], where["node"], request)
+    click.echo(printable(answer, as_json=where["as_json"]), nl=False)
+    sys.exit(answer.exit)
+
+
+def _here(where: dict[str, Any], request: Request) -> Answer:
+    from slurm_mig.adapters.gpus import NvmlGpus
+    from slurm_mig.adapters.system import require_root
+    from slurm_mig.gpuverbs import GpuVerbs
+
+    require_root(request.verb)
+    settings = _settings(where["config_path"])
+    return GpuVerbs(settings, _name(where["name"]), NvmlGpus(settings.caps_dir)).answer(request)
+
+
+def _remote(config_path: Path, node: str, request: Request) -> Answer:
+    from slurm_mig.assembly import Assembly
+    from slurm_mig.core.codec import decode, encode
+    from slurm_mig.gpuverbs import Answer
+    from slurm_mig.managedlayout import CHANGING, change_managed
+
+    assembly = Assembly.of(config.load(config_path))
+    with assembly.nodes:
+        if request.verb in CHANGING and node in assembly.store.managed():
+            return change_managed(assembly, node, request)
+        return decode(Answer, assembly.nodes.gpus(node, encode(request)), node)
+
+
+def _settings(path: Path) -> config.NodeSettings:
+    """The node's settings; the defaults on a machine where slurm-mig is not configured."""
+    if path == Path(config.DEFAULT_PATH) and not path.exists():
+        return config.NodeSettings()
+    return config.load_node(path)
+
+
+def _name(name: str | None) -> str:
+    return name or socket.gethostname().partition(".")[0]

@@ -1,0 +1,96 @@
+"""`slurm-mig restore`: after a boot, the GPUs as they were, before slurmd starts.
+
+Instances never survive a boot; the MIG mode does on Ampere only. Each GPU is brought to what the
+node's record says, at the recorded places, so that device files and UUIDs are those that gres.conf
+has. Idempotent; waits for the driver for a bounded time; one GPU's trouble does not keep the
+others from being restored, but the command fails, so that slurmd is not started on a half truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from slurm_mig.adapters.bootrecord import Recorded, RecordedGpu
+from slurm_mig.core.layouts import HALF_MADE, Cut, Wanted
+from slurm_mig.core.model import Gpu, Slots, is_filler
+from slurm_mig.errors import LeftOverError, SlurmMigError, UnreachableError
+from slurm_mig.ports import Clock
+from slurm_mig.relayout import Gpus, Relayout
+
+T = TypeVar("T")
+
+POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Restorer:
+    """Restores from a record. `prepare` makes the device nodes and the slot map of a node in the
+    controller's care."""
+
+    gpus: Gpus
+    prepare: Callable[[Slots], None] | None = None
+
+    def restore(self, record: Recorded) -> list[str]:
+        """One sentence for each GPU. Raises LeftOverError after all was tried."""
+        there = {gpu.uuid: gpu for gpu in self.gpus.inventory()}
+        said, failed = [], []
+        for was in record.gpus:
+            try:
+                said.append(self._restore_gpu(was, there.get(was.uuid)))
+            except SlurmMigError as error:
+                failed.append(error.args[0])
+        if not failed and record.slots and self.prepare:
+            self.prepare(record.slots)
+            failed += self._moved(record.slots)
+        if failed:
+            raise LeftOverError(
+                "; ".join(failed),
+                hint="slurmd should not start before this is mended: `slurm-mig check` says more.",
+            )
+        return said
+
+    def _restore_gpu(self, was: RecordedGpu, now: Gpu | None) -> str:
+        if now is None:
+            raise SlurmMigError(
+                f"{was.model} {was.uuid} is not there any more",
+                hint="If the GPU was taken out or replaced, apply a layout again.",
+            )
+        cuts = frozenset(Cut(c.placement, _mended(c.split)) for c in was.cuts)
+        wanted = Wanted(mig=was.mig, cuts=cuts if was.mig else frozenset())
+        applied = Relayout(self.gpus).apply({now.index: wanted})
+        done = "already as recorded" if all(c.empty for c in applied.changes) else "restored"
+        return f"GPU {now.index}: {done}, {len(cuts)} instances"
+
+    def _moved(self, slots: Slots) -> list[str]:
+        """Published devices whose files are now another instance's, as when minors have changed."""
+        files = {
+            (gpu.index, i.placement): i.files
+            for gpu in self.gpus.inventory()
+            for i in gpu.instances
+        }
+        return [
+            f"slot {n} ({device.type}) is published with {' '.join(device.files)}, which is not "
+            "its instance any more"
+            for n, device in enumerate(slots)
+            if device.placement and not is_filler(device.type)
+            and files.get((device.gpu, device.placement)) != device.files
+        ]  # fmt: skip
+
+
+def _mended(split: Sequence[int]) -> tuple[int, ...]:
+    """A half-made instance comes back whole."""
+    return () if tuple(split) == HALF_MADE else tuple(split)
+
+
+def started(start: Callable[[], T], clock: Clock, wait_s: float) -> T:
+    """What `start` makes, once the driver answers. Raises UnreachableError after `wait_s` s."""
+    deadline = clock.now() + wait_s
+    while True:
+        try:
+            return start()
+        except UnreachableError:
+            if clock.now() >= deadline:
+                raise
+        clock.sleep(POLL_S)
