@@ -1,0 +1,288 @@
+"""The managed nodes as the planner works on them: what is free, spoken for, and may be destroyed.
+
+A `Node` is a draft: jobs claim devices on it, GPUs get targets, and it can say at any moment
+whether a job would fit and whether its slots could be arranged. Never does it give away what is
+busy, or twice what it has.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from slurm_mig.core import slots
+from slurm_mig.core.model import (
+    Device,
+    Gpu,
+    JobRequest,
+    Layout,
+    NodeCondition,
+    NodeView,
+    Profile,
+    is_filler,
+)
+from slurm_mig.core.planning.options import Option
+from slurm_mig.core.planning.shapes import Shape
+
+WHOLE = -1
+"""Stands for the whole GPU where a placement's number is expected."""
+
+Spot = tuple[int, int]
+"""(position of the GPU in its node, number of the placement in its shape, or WHOLE)."""
+
+
+@dataclass(slots=True)
+class Draft:
+    """One GPU: sets of placements as codes of its shape."""
+
+    gpu: Gpu
+    shape: Shape
+    busy: int = 0
+    claimed: int = 0
+    """Idle, but a waiting job starts on it as it is, or it is held for one."""
+    idle: int = 0
+    baseline: int = 0
+    whole_type: str = ""
+    whole_busy: bool = False
+    """Whole, and allocated, in use or spoken for."""
+    switchable: bool = False
+    frozen: str = ""
+    """Why nothing may change here now."""
+    target: Option | None = None
+    """Chosen by the plan; None: as it is."""
+
+    @property
+    def fixed(self) -> int:
+        return self.busy | self.claimed
+
+    @property
+    def mig_after(self) -> bool:
+        return self.target.mig if self.target else self.gpu.mig
+
+    @property
+    def after(self) -> int:
+        """The placements that there will be."""
+        if self.target is None:
+            return self.fixed | self.idle
+        return self.fixed | (self.idle & ~self.target.destroyed) | self.target.created
+
+
+@dataclass
+class Node:
+    """One node; `free` has what a job could have now or, for planned devices, after the change."""
+
+    view: NodeView
+    drafts: list[Draft]
+    cpus: int
+    memory_mib: int
+    free: dict[str, list[Spot]] = field(default_factory=dict)
+    """By type, in the order in which Slurm gives them away: by index, planned ones last."""
+    holes: dict[str, int] = field(default_factory=dict)
+    """By busy type: free devices that must remain of it, so that its hull is whole."""
+    idle_of: Counter[str] = field(default_factory=Counter)
+    """By type: devices that are not busy."""
+    serves: list[int] = field(default_factory=list)
+    frozen: str = ""
+    possible: frozenset[str] = frozenset()
+    """Types that it has or could have."""
+
+    @property
+    def name(self) -> str:
+        return self.view.name
+
+    def fits(self, request: JobRequest) -> bool:
+        """True if one node's share of the job could start here, on what `free` has."""
+        if request.cpus > self.cpus or request.memory_mib > self.memory_mib:
+            return False
+        return all(len(self.free.get(t, ())) >= n for t, n in request.gpus.items())
+
+    def claim(self, request: JobRequest) -> tuple[list[Spot], bool]:
+        """Give the job its devices; they are destroyed by nothing from now on.
+
+        Returns them, and whether one of them has yet to be made.
+        """
+        taken: list[Spot] = []
+        for gres_type, count in request.gpus.items():
+            pool = self.free[gres_type]
+            taken += pool[:count]
+            del pool[:count]
+        planned = False
+        for position, number in taken:
+            draft = self.drafts[position]
+            if number == WHOLE:
+                planned = planned or draft.target is not None
+                draft.whole_busy = True
+            elif draft.target is not None and draft.target.created >> number & 1:
+                planned = True
+            else:
+                draft.idle &= ~(1 << number)
+                draft.claimed |= 1 << number
+        self.cpus -= request.cpus
+        self.memory_mib -= request.memory_mib
+        return taken, planned
+
+    def change_allowed(self, position: int, option: Option) -> bool:
+        """False when a hull would lose an instance that it needs (a quick test: `arranged` is
+        the exact one)."""
+        if not self.holes:
+            return True
+        shape = self.drafts[position].shape
+        created = shape.counts(option.created)
+        return all(
+            self.idle_of[t] - n + created.get(t, 0) >= self.holes.get(t, 0)
+            for t, n in shape.counts(option.destroyed).items()
+        )
+
+    def change(self, position: int, option: Option) -> None:
+        """Take the option for the GPU; what it creates is free, what it destroys is not."""
+        draft = self.drafts[position]
+        draft.target = option
+        for number in draft.shape.numbers(option.destroyed):
+            name = draft.shape.placements[number].profile
+            self.idle_of[name] -= 1
+            if (position, number) in self.free.get(name, ()):
+                self.free[name].remove((position, number))
+        if not draft.gpu.mig and option.mig:
+            self.free[draft.whole_type].remove((position, WHOLE))
+            self.idle_of[draft.whole_type] -= 1
+        for number in draft.shape.numbers(option.created):
+            name = draft.shape.placements[number].profile
+            self.idle_of[name] += 1
+            self.free.setdefault(name, []).append((position, number))
+        if draft.gpu.mig and not option.mig:
+            self.free.setdefault(draft.whole_type, []).append((position, WHOLE))
+            self.idle_of[draft.whole_type] += 1
+
+    def revert(self, position: int) -> None:
+        """Back to as it is. Nothing that the target creates may be claimed."""
+        draft = self.drafts[position]
+        option = draft.target
+        if option is None:
+            return
+        draft.target = None
+        for number in draft.shape.numbers(option.created):
+            name = draft.shape.placements[number].profile
+            self.idle_of[name] -= 1
+            self.free[name].remove((position, number))
+        if draft.gpu.mig and not option.mig:
+            self.free[draft.whole_type].remove((position, WHOLE))
+            self.idle_of[draft.whole_type] -= 1
+        for number in draft.shape.numbers(option.destroyed):
+            name = draft.shape.placements[number].profile
+            self.idle_of[name] += 1
+            self.free.setdefault(name, []).append((position, number))
+        if not draft.gpu.mig and option.mig:
+            self.free.setdefault(draft.whole_type, []).append((position, WHOLE))
+            self.idle_of[draft.whole_type] += 1
+
+    def arranged(self) -> tuple[Device, ...]:
+        """The slots after the change, guard left out. Raises ArrangementError (a hull)."""
+        total = len(self.view.slots) - 1
+        busy = {i: self.view.slots[i] for i in self.view.busy if i < total}
+        taken = {device.key for device in busy.values()}
+        return slots.arrange(total, busy, (d for d in self._devices() if d.key not in taken))
+
+    def _devices(self) -> Iterator[Device]:
+        for draft in self.drafts:
+            if draft.mig_after:
+                for number in draft.shape.numbers(draft.after):
+                    yield slots.planned_device(draft.gpu.index, draft.shape.placements[number])
+            else:
+                yield Device(draft.whole_type, (), "", draft.gpu.index)
+
+
+class Fleet:
+    """Every node that may serve jobs, and the shapes of their GPUs."""
+
+    def __init__(
+        self,
+        views: Sequence[NodeView],
+        baselines: Mapping[str, Mapping[int, Layout]],
+        frozen: Mapping[str, str],
+    ) -> None:
+        self._shapes: dict[tuple[Profile, ...], Shape] = {}
+        self._possible_of: dict[frozenset[tuple[int, str, bool, bool]], frozenset[str]] = {}
+        self.nodes = [
+            self._node(view, baselines.get(view.name, {}), frozen.get(view.name, ""))
+            for view in views
+            if view.condition is NodeCondition.USABLE
+        ]
+
+    @property
+    def shapes(self) -> list[Shape]:
+        return list(self._shapes.values())
+
+    def _shape(self, profiles: tuple[Profile, ...]) -> Shape:
+        found = self._shapes.get(profiles)
+        if found is None:
+            found = self._shapes[profiles] = Shape(profiles)
+        return found
+
+    def _node(self, view: NodeView, baseline: Mapping[int, Layout], frozen: str) -> Node:
+        drafts = [self._draft(gpu, view, baseline.get(gpu.index), frozen) for gpu in view.gpus]
+        slurm = view.slurm
+        node = Node(
+            view, drafts, slurm.cpus - slurm.cpus_alloc, slurm.memory_mib - slurm.memory_alloc_mib,
+            frozen=frozen,
+        )  # fmt: skip
+        node.possible = self._possible(drafts)
+        position = {draft.gpu.index: n for n, draft in enumerate(drafts)}
+        busy = view.busy
+        spans: dict[str, list[int]] = {}
+        for index, device in enumerate(view.slots):
+            at = position.get(device.gpu)
+            if at is None or is_filler(device.type):
+                continue
+            draft = drafts[at]
+            number = WHOLE
+            if device.placement is not None:
+                bit = draft.shape.bit.get(device.placement)
+                if bit is None or not draft.gpu.mig:
+                    continue
+                number = bit.bit_length() - 1
+            if index in busy:
+                spans.setdefault(device.type, []).append(index)
+                if number == WHOLE:
+                    draft.whole_busy = True
+                else:
+                    draft.busy |= 1 << number
+                    draft.idle &= ~(1 << number)
+            else:
+                node.idle_of[device.type] += 1
+                node.free.setdefault(device.type, []).append((at, number))
+        for gres_type, indexes in spans.items():
+            holes = indexes[-1] - indexes[0] + 1 - len(indexes)
+            if holes:
+                node.holes[gres_type] = holes
+        return node
+
+    def _possible(self, drafts: Sequence[Draft]) -> frozenset[str]:
+        kinds = frozenset((id(d.shape), d.whole_type, d.gpu.mig, d.switchable) for d in drafts)
+        found = self._possible_of.get(kinds)
+        if found is None:
+            cut = {name for d in drafts if d.gpu.mig or d.switchable for name in d.shape.profiles}
+            whole = {d.whole_type for d in drafts if d.switchable or not d.gpu.mig}
+            found = self._possible_of[kinds] = frozenset(cut | whole)
+        return found
+
+    def _draft(self, gpu: Gpu, view: NodeView, baseline: Layout | None, frozen: str) -> Draft:
+        shape = self._shape(gpu.profiles)
+        return Draft(
+            gpu,
+            shape,
+            idle=shape.code(i.placement for i in gpu.instances if not i.pids),
+            busy=shape.code(i.placement for i in gpu.instances if i.pids),
+            baseline=shape.code(p for p in baseline or () if p in shape.bit),
+            whole_type=view.whole_types.get(gpu.index, _whole_type(gpu, view)),
+            whole_busy=not gpu.mig and bool(gpu.pids),
+            switchable=gpu.index in view.switchable,
+            frozen=frozen,
+        )
+
+
+def _whole_type(gpu: Gpu, view: NodeView) -> str:
+    """Type of a GPU without MIG, from the slot that it has."""
+    if gpu.mig:
+        return ""
+    return next((d.type for d in view.slots if d.gpu == gpu.index and not is_filler(d.type)), "")

@@ -1,0 +1,191 @@
+"""What can be made of one GPU now, and at what cost: its options.
+
+An option is a target layout, seen from the programme: how many free instances of each wanted type
+it offers, and what it costs. Of all target layouts only those count that no other one beats in
+both. Instances are destroyed only where something new stands in their way, and only wanted types
+are created (the room left over is filled later, at no cost): every other target is beaten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from slurm_mig.core.planning.shapes import Shape
+from slurm_mig.core.planning.weights import Weights
+
+Supply = tuple[int, ...]
+"""Free instances of each wanted type, in the order of the types asked for."""
+
+Offer = tuple[Supply, int]
+"""What an option offers and what it costs: all that the programme sees of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A GPU, as far as its options depend on it. Sets of placements are the shape's codes."""
+
+    fixed: int = 0
+    """Placements that nothing may destroy: busy, or spoken for."""
+    idle: int = 0
+    """Placements that may be destroyed."""
+    baseline: int = 0
+    mig: bool = True
+    whole: int = -1
+    """Position of the GPU's whole type among the wanted types; -1 when it is not wanted."""
+    whole_free: bool = False
+    """It is whole and free now."""
+    switchable: bool = False
+    resets: bool = False
+    frozen: bool = False
+    """Nothing may change here now; what is idle still counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A target: what is created and destroyed to get there."""
+
+    supply: Supply
+    cost: int
+    created: int = 0
+    destroyed: int = 0
+    mig: bool = True
+    changes: bool = True
+
+
+class OptionTable:
+    """Options of one shape's GPUs for a list of wanted types; each state is worked out once."""
+
+    def __init__(self, shape: Shape, types: Sequence[str], weights: Weights) -> None:
+        self._shape = shape
+        self._weights = weights
+        self._wanted = [
+            (n, shape.of_profile[t]) for n, t in enumerate(types) if t in shape.profiles
+        ]
+        self._width = len(types)
+        self._among = 0
+        for _, bits in self._wanted:
+            self._among |= bits
+        self._by_size = sorted(
+            {(p.size, m) for p, m in zip(shape.placements, shape.memory, strict=True)}, reverse=True
+        )
+        self._known: dict[State, tuple[Option, ...]] = {}
+
+    def of(self, state: State) -> tuple[Option, ...]:
+        """The options that no other one beats; the first is to leave the GPU as it is."""
+        found = self._known.get(state)
+        if found is None:
+            found = self._known[state] = _unbeaten([self._stay(state), *self._changes(state)])
+        return found
+
+    def _stay(self, state: State) -> Option:
+        if state.mig:
+            return Option(self._supply(state.idle), 0, changes=False)
+        supply = self._whole(state) if state.whole_free else (0,) * self._width
+        return Option(supply, 0, mig=False, changes=False)
+
+    def _changes(self, state: State) -> Iterator[Option]:
+        if state.frozen:
+            return
+        if not state.mig:
+            if state.switchable and state.whole_free:
+                yield from self._from_whole(state)
+            return
+        free_before = self._largest_free(self._memory(state.fixed))
+        displaced_before = self._displaced(state, state.fixed)
+        for created in self._shape.additions(state.fixed, self._among & ~state.idle):
+            if created:
+                new = state.fixed | created
+                cost = (
+                    self._weights.publish
+                    + self._weights.create * created.bit_count()
+                    + self._weights.room * (free_before - self._largest_free(self._memory(new)))
+                    + self._weights.baseline * (self._displaced(state, new) - displaced_before)
+                )
+                for kept in self._keepable(new, state.idle):
+                    gone = state.idle & ~kept
+                    yield Option(
+                        self._supply(kept | created),
+                        cost + self._weights.destroy * gone.bit_count(),
+                        created,
+                        gone,
+                    )
+        if state.switchable and not state.fixed and state.whole >= 0:
+            cost = self._mode_cost(state) + self._weights.destroy * state.idle.bit_count()
+            lost = (self._shape.placements[n].size for n in self._shape.numbers(state.baseline))
+            cost += self._weights.baseline * sum(lost)
+            cost += self._weights.room * free_before
+            yield Option(self._whole(state), cost, 0, state.idle, mig=False)
+
+    def _from_whole(self, state: State) -> Iterator[Option]:
+        for created in self._shape.additions(0, self._among):
+            if created:
+                cost = self._mode_cost(state) + self._weights.create * created.bit_count()
+                yield Option(self._supply(created), cost, created)
+
+    def _mode_cost(self, state: State) -> int:
+        cost = self._weights.publish + self._weights.mode
+        return cost + self._weights.reset if state.resets else cost
+
+    def _keepable(self, new: int, idle: int) -> Iterator[int]:
+        """The largest sets of idle placements that can stay beside what is new."""
+        clear = idle
+        for number in self._shape.numbers(new):
+            clear &= ~self._shape.overlapping[number]
+        if not clear:
+            yield 0
+            return
+        if self._shape.fits(new | clear):
+            yield clear
+            return
+        fitting = sorted(self._shape.additions(new, clear), key=int.bit_count, reverse=True)
+        largest: list[int] = []
+        for kept in fitting:
+            if not any(kept & other == kept for other in largest):
+                largest.append(kept)
+                yield kept
+
+    def _supply(self, code: int) -> Supply:
+        supply = [0] * self._width
+        for n, bits in self._wanted:
+            supply[n] = (code & bits).bit_count()
+        return tuple(supply)
+
+    def _whole(self, state: State) -> Supply:
+        return tuple(int(n == state.whole) for n in range(self._width))
+
+    def _memory(self, code: int) -> int:
+        mask = 0
+        for number in self._shape.numbers(code):
+            mask |= self._shape.memory[number]
+        return mask
+
+    def _largest_free(self, memory: int) -> int:
+        """Memory slices of the largest placement that is clear of the mask."""
+        return next((size for size, mask in self._by_size if not mask & memory), 0)
+
+    def _displaced(self, state: State, code: int) -> int:
+        """Memory slices of the baseline's placements that cannot be beside the set."""
+        lost = 0
+        for number in self._shape.numbers(state.baseline & ~code):
+            if code & self._shape.overlapping[number]:
+                lost += self._shape.placements[number].size
+        return lost
+
+
+def _unbeaten(options: Sequence[Option]) -> tuple[Option, ...]:
+    """One option for each offer that no other one beats in supply and cost; by cost."""
+    best: dict[Supply, Option] = {}
+    for option in options:
+        known = best.get(option.supply)
+        if known is None or (option.changes, option.cost) < (known.changes, known.cost):
+            best[option.supply] = option
+    kept: list[Option] = []
+    for option in sorted(best.values(), key=lambda o: (o.changes, o.cost, o.supply)):
+        if not any(_covers(other.supply, option.supply) for other in kept):
+            kept.append(option)
+    return tuple(kept)
+
+
+def _covers(one: Supply, other: Supply) -> bool:
+    return all(a >= b for a, b in zip(one, other, strict=True))
