@@ -336,6 +336,7 @@ class JobRequest:
     submit_time: int = 0
     reason: str = ""
     patience: Patience = Patience.WITHHOLD
+    account: str = ""
     het_job: int = 0
     """The heterogeneous job that this is a component of: all start together. 0: none."""
     time_limit_s: int = 0

@@ -15,8 +15,9 @@ from dataclasses import replace
 from slurm_mig.core import geometry
 from slurm_mig.core.model import Gpu, JobRequest, Layout, NodeView, Placement
 from slurm_mig.core.planning import highs
-from slurm_mig.core.planning.classes import Unit, problem
+from slurm_mig.core.planning.classes import problem
 from slurm_mig.core.planning.fleet import Fleet
+from slurm_mig.core.planning.units import pools_of, slices_of, units_of
 from slurm_mig.core.planning.weights import Weights, level
 from tests.unit.builders import A30, A100, gpu, job, node
 
@@ -217,7 +218,9 @@ def best_value(
     baselines: dict[str, dict[int, Layout]],
     requests: Sequence[JobRequest],
 ) -> int:
-    built = problem(Fleet(views, baselines, {}), [Unit((r,)) for r in requests], WEIGHTS)
+    fleet = Fleet(views, baselines, {})
+    units = units_of(requests, slices_of(fleet), WEIGHTS)
+    built = problem(fleet, pools_of(fleet, units), units, WEIGHTS, tight=False)
     found = highs.solve(built.programme, 30)
     assert found.gap == 0
     return found.value

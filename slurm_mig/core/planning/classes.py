@@ -1,219 +1,329 @@
-"""From nodes and jobs to the programme: pools, classes of GPUs, groups of jobs.
+"""From nodes and jobs to the programme: classes of GPUs, groups of jobs.
 
-Nodes on which the same jobs may run form a pool; GPUs of a pool that offer the same for the same
-form a class; jobs that ask for the same in the same pools form a group. So the programme grows
-with how many different things there are, not with how many things.
+GPUs of a pool that offer the same for the same form a class; jobs that ask for the same in the
+same pools form a group. So the programme grows with how many different things there are, not with
+how many things.
+
+The coarse programme knows hulls only as what a whole pool can spare; its value bounds every plan.
+The fine one tells apart the nodes whose hulls could be asked for more than they have, so that the
+second stage can carry it out.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 
-from slurm_mig.core.model import JobRequest, SlurmNode
-from slurm_mig.core.planning.fleet import Draft, Fleet
+from slurm_mig.core.model import JobRequest
+from slurm_mig.core.planning.fleet import Draft, Fleet, Node
 from slurm_mig.core.planning.options import Offer, Option, OptionTable, State
 from slurm_mig.core.planning.programme import GpuClass, Group, Part, Programme
-from slurm_mig.core.planning.weights import Weights, level
+from slurm_mig.core.planning.units import Pools, Unit, kind
+from slurm_mig.core.planning.weights import Weights
 
-Where = tuple[str, tuple[frozenset[str], ...], frozenset[str], frozenset[str]]
-"""What a job asks of a node's name and properties: partition, features, required, excluded."""
+Member = tuple[int, int, tuple[Option, ...]]
+"""Position of the node, of its GPU, and the options in the order of the class's offers."""
 
-Kind = tuple[Where, frozenset[str]]
-"""That, and the types that the node must be able to have."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """What starts together: a job, or the components of a heterogeneous job."""
-
-    requests: tuple[JobRequest, ...]
-    count: int = 1
-    """Array tasks: so many units alike."""
-
-    @property
-    def job_id(self) -> int:
-        return self.requests[0].job_id
+CLOSE = 64
+"""Up to so many nodes the programme knows how often each could bear a job's CPUs and memory; with
+more, it would have a part for every combination, and the second stage finds another node."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Problem:
-    """The programme and what its numbers stand for."""
+    """A programme and what its numbers stand for."""
 
     programme: Programme
-    types: tuple[str, ...]
-    pools: list[list[int]]
-    """Positions of the nodes of each pool."""
-    members: list[list[tuple[int, int, tuple[Option, ...]]]] = field(default_factory=list)
-    """Of each class: (node, GPU, its options in the order of the class's offers)."""
-    units: list[list[Unit]] = field(default_factory=list)
+    members: tuple[tuple[Member, ...], ...]
+    """The GPUs of each class."""
+    units: tuple[tuple[Unit, ...], ...]
     """Of each group, the most valuable first."""
+    tables: Tables
+    most: Sequence[Sequence[int]]
+    """By node, the most of each type that it could offer."""
+    crowded: bool
+    """Some nodes' GPUs could lose more together than their hulls bear."""
 
 
-def where(request: JobRequest) -> Where:
-    return (request.partition, request.features, request.required_nodes, request.excluded_nodes)
+class Tables:
+    """The options of every GPU for one list of wanted types, beside what hulls need."""
+
+    def __init__(
+        self, types: tuple[str, ...], weights: Weights, guarded: tuple[str, ...] = ()
+    ) -> None:
+        self.types = types
+        self.guarded = guarded
+        self._weights = weights
+        self._of_shape: dict[int, OptionTable] = {}
+        self._number = {t: n for n, t in enumerate(types)}
+
+    def options(self, node: Node, draft: Draft) -> tuple[Option, ...]:
+        return self._options(draft, self.spares(node))
+
+    def of_node(self, node: Node) -> list[tuple[Option, ...]]:
+        """The options of each of its GPUs, in their order."""
+        spares = self.spares(node)
+        return [self._options(draft, spares) for draft in node.drafts]
+
+    def spares(self, node: Node) -> list[int]:
+        """What a GPU may lose of each type; -1 where no hull of the node needs any.
+
+        No GPU's loss is made up for by what another one of the node gains: a change must be
+        possible by itself.
+        """
+        found = [-1] * len(self.guarded)
+        for n, gres_type in enumerate(self.guarded):
+            if (spare := node.spare(gres_type)) is not None:
+                found[n] = max(0, spare)
+        return found
+
+    def _options(self, draft: Draft, spares: Sequence[int]) -> tuple[Option, ...]:
+        table = self._of_shape.get(id(draft.shape))
+        if table is None:
+            table = OptionTable(draft.shape, self.types, self.guarded, self._weights)
+            self._of_shape[id(draft.shape)] = table
+        return table.of(_state(draft, table, spares, self._number.get(draft.whole_type, -1)))
 
 
-def kind(request: JobRequest) -> Kind:
-    return where(request), frozenset(request.gpus)
+def _state(draft: Draft, table: OptionTable, spares: Sequence[int], whole: int) -> State:
+    """A GPU as its options see it. One that the plan changes already changes no more."""
+    fixed, idle, done = draft.busy | draft.claimed, draft.idle, draft.target
+    if done is not None:
+        fixed |= draft.taken
+        idle = (idle & ~done.destroyed) | (done.created & ~draft.taken)
+    mig = draft.mig_after
+    return State(
+        fixed,
+        idle,
+        draft.baseline,
+        mig,
+        whole,
+        not mig and not draft.whole_busy,
+        draft.switchable,
+        draft.gpu.mode_needs_reset,
+        bool(draft.frozen) or done is not None,
+        table.clipped(idle, spares),
+    )
 
 
-def admits(place: Where, node: SlurmNode) -> bool:
-    """True if a job that asks for this may run on the node, its load apart."""
-    partition, features, required, excluded = place
-    if node.name in excluded or (required and node.name not in required):
-        return False
-    if not any(p in node.partitions for p in partition.split(",")):
-        return False
-    return not features or any(wanted <= node.features for wanted in features)
+def problem(
+    fleet: Fleet,
+    pools: Pools,
+    units: Sequence[Unit],
+    weights: Weights,
+    *,
+    tight: bool = True,
+    fine: bool = False,
+) -> Problem:
+    """The programme for these units of demand.
 
-
-def slices_of(fleet: Fleet) -> dict[str, int]:
-    """Compute slices by type; a whole GPU has all of its model, or 7 where that is unknown."""
-    found: dict[str, int] = {}
-    for shape in fleet.shapes:
-        for name, profile in shape.profiles.items():
-            found[name] = max(found.get(name, 0), profile.compute_slices)
-    for node in fleet.nodes:
-        for draft in node.drafts:
-            if draft.whole_type:
-                mine = draft.shape.compute_slices or 7
-                found[draft.whole_type] = max(found.get(draft.whole_type, 0), mine)
-    return found
-
-
-def worth(unit: Unit, highest: int, slices: Mapping[str, int], weights: Weights) -> int:
-    """Points for serving one unit."""
-    size = sum(r.nodes * n * slices.get(t, 1) for r in unit.requests for t, n in r.gpus.items())
-    return weights.job * level(unit.requests[0].priority, highest) * size
-
-
-def problem(fleet: Fleet, units: Sequence[Unit], weights: Weights) -> Problem:
-    """The programme for these units of demand, the most urgent first."""
+    `tight`: with what is known of single nodes (what their hulls need, how often a job fits) as
+    far as it can be said for a whole pool; without, the plain relaxation. `fine`: nodes whose
+    hulls could be asked for too much are told apart.
+    """
     types = tuple(sorted({t for u in units for r in u.requests for t in r.gpus}))
-    kinds = list(dict.fromkeys(kind(r) for u in units for r in u.requests))
-    pool_of, pools, eligible = _pools(fleet, kinds)
-    classes, members = _classes(fleet, types, pool_of, weights)
-    offered = _reachable(classes, len(types))
-    groups: dict[tuple[Part, ...], list[tuple[int, Unit]]] = {}
-    number = {t: n for n, t in enumerate(types)}
-    highest = max((u.requests[0].priority for u in units), default=0)
-    slices = slices_of(fleet)
-    for unit in units:
-        parts = tuple(_part(r, number, eligible, offered) for r in unit.requests)
-        if all(part.pools for part in parts):
-            groups.setdefault(parts, []).append((worth(unit, highest, slices, weights), unit))
-    wanted, sorted_units = [], []
-    for parts, found in groups.items():
-        found.sort(key=lambda f: -f[0])
-        tiers: Counter[int] = Counter()
-        for value, unit in found:
-            tiers[value] += unit.count
-        wanted.append(Group(parts, tuple(tiers.items())))
-        sorted_units.append([unit for _, unit in found])
-    programme = Programme(len(types), tuple(classes), tuple(wanted))
-    return Problem(programme, types, pools, members, sorted_units)
-
-
-def _pools(
-    fleet: Fleet, kinds: Sequence[Kind]
-) -> tuple[list[int], list[list[int]], dict[Kind, tuple[int, ...]]]:
-    """The pool of each node, the nodes of each pool, and the pools that each kind may use."""
-    named = frozenset(n for (_, _, required, excluded), _ in kinds for n in required | excluded)
-    known: dict[tuple[object, ...], frozenset[int]] = {}
-    numbers: dict[frozenset[int], int] = {}
-    pool_of: list[int] = []
-    pools: list[list[int]] = []
-    for position, node in enumerate(fleet.nodes):
-        slurm = node.view.slurm
-        name = slurm.name if slurm.name in named else ""
-        alike = (slurm.partitions, slurm.features, name, node.possible)
-        admitted = known.get(alike)
-        if admitted is None:
-            admitted = known[alike] = frozenset(
-                n
-                for n, (place, types) in enumerate(kinds)
-                if types <= node.possible and admits(place, slurm)
-            )
-        pool = numbers.setdefault(admitted, len(numbers))
-        if pool == len(pools):
-            pools.append([])
-        pools[pool].append(position)
-        pool_of.append(pool)
-    eligible = {
-        wanted: tuple(pool for admitted, pool in numbers.items() if n in admitted)
-        for n, wanted in enumerate(kinds)
+    guarded = tuple(sorted({t for node in fleet.nodes for t in node.holes})) if tight else ()
+    tables = Tables(types, weights, guarded)
+    several = sorted(
+        {(types.index(t), n) for u in units for r in u.requests for t, n in r.gpus.items() if n > 1}
+    )
+    survey = _Survey(fleet, tables, sorted({t for t, _ in several}))
+    groups = _grouped(_Parts(fleet, pools, types, survey.most, tight=tight, fine=fine), units)
+    wanted = [Group(parts, _tiers(found)) for parts, found in groups.items()]
+    together = {
+        (pool, t, n): sum(survey.most[at][t] // n for at in positions)
+        for pool, positions in enumerate(pools.nodes)
+        for t, n in several
+        if tight
     }
-    return pool_of, pools, eligible
+
+    apart = frozenset[int]()
+    if fine:
+        able = (at for at, most in enumerate(survey.most) if any(most[t] >= n for t, n in several))
+        apart = frozenset(survey.crowded.union(able))
+    programme, members = survey.classed(pools, wanted, together, apart)
+    grouped = tuple(map(tuple, groups.values()))
+    return Problem(programme, members, grouped, tables, survey.most, bool(survey.crowded))
 
 
-def _classes(
-    fleet: Fleet, types: tuple[str, ...], pool_of: Sequence[int], weights: Weights
-) -> tuple[list[GpuClass], list[list[tuple[int, int, tuple[Option, ...]]]]]:
-    tables: dict[int, OptionTable] = {}
-    numbers: dict[tuple[int, tuple[Offer, ...]], int] = {}
-    keys: list[tuple[int, tuple[Offer, ...]]] = []
-    members: list[list[tuple[int, int, tuple[Option, ...]]]] = []
-    offers_of: dict[int, tuple[tuple[Option, ...], tuple[Offer, ...]]] = {}
-    for at, node in enumerate(fleet.nodes):
-        for position, draft in enumerate(node.drafts):
-            table = tables.get(id(draft.shape))
-            if table is None:
-                table = tables[id(draft.shape)] = OptionTable(draft.shape, types, weights)
-            options = table.of(state_of(draft, types))
-            known = offers_of.get(id(options))
-            if known is None:
-                known = offers_of[id(options)] = (
-                    options, tuple((o.supply, o.cost) for o in options)
-                )  # fmt: skip
-            key = (pool_of[at], known[1])
-            number = numbers.setdefault(key, len(numbers))
-            if number == len(keys):
-                keys.append(key)
+def _grouped(parts_of: _Parts, units: Sequence[Unit]) -> dict[tuple[Part, ...], list[Unit]]:
+    """Units that could be served at all, by what they ask for; the most valuable first."""
+    groups: dict[tuple[Part, ...], list[Unit]] = {}
+    for unit in units:
+        parts = tuple(parts_of.part(r) for r in unit.requests)
+        if all(part.pools for part in parts):
+            groups.setdefault(parts, []).append(unit)
+    for found in groups.values():
+        found.sort(key=lambda unit: -unit.value)
+    return groups
+
+
+def _tiers(units: Sequence[Unit]) -> tuple[tuple[int, int], ...]:
+    tiers: Counter[int] = Counter()
+    for unit in units:
+        tiers[unit.value] += 1
+    return tuple(tiers.items())
+
+
+class _Survey:
+    """Every GPU's options, what each node could offer, and where hulls may be short."""
+
+    def __init__(self, fleet: Fleet, tables: Tables, several: Sequence[int]) -> None:
+        """`several` are the types of which single jobs want more than one."""
+        self._types = len(tables.types)
+        self.entries: list[tuple[int, int, tuple[Option, ...], tuple[Offer, ...]]] = []
+        self.most: list[list[int]] = []
+        """By node, the most of each type that all its GPUs could offer."""
+        self.lost: list[dict[int, int]] = []
+        """By node, the most that its GPUs can lose together of each type that its hulls need."""
+        self.crowded: set[int] = set()
+        """Nodes whose GPUs, each changed as it might be, would lose more than their hulls bear."""
+        known: dict[int, tuple[tuple[Offer, ...], list[int]]] = {}
+        for at, node in enumerate(fleet.nodes):
+            most = [0] * self._types
+            first = len(self.entries)
+            for position, options in enumerate(tables.of_node(node)):
+                found = known.get(id(options))
+                if found is None:
+                    offers = tuple((o.supply, o.loss, o.cost) for o in options)
+                    best = [max(o.supply[n] for o in options) for n in range(self._types)]
+                    found = known[id(options)] = (offers, best)
+                self.entries.append((at, position, options, found[0]))
+                most = [a + b for a, b in zip(most, found[1], strict=True)]
+            self.most.append(most)
+            self.lost.append({})
+            for n, gres_type in enumerate(tables.guarded):
+                limit = node.spare(gres_type)
+                if limit is not None:
+                    here = [offers for *_, offers in self.entries[first:]]
+                    losses = [{lost[n] for _, lost, _ in offers} for offers in here]
+                    self.lost[at][n] = _most_lost(losses, limit)
+                    if sum(map(max, losses)) > limit:
+                        self.crowded.add(at)
+                        for t in several:
+                            most[t] = min(most[t], _most_within(here, t, n, limit))
+
+    def classed(
+        self,
+        pools: Pools,
+        groups: Sequence[Group],
+        together: Mapping[tuple[int, int, int], int],
+        apart: Set[int],
+    ) -> tuple[Programme, tuple[tuple[Member, ...], ...]]:
+        """The programme in which the nodes `apart` have classes and hulls of their own."""
+        # Nodes are numbered after the pools, so that they cannot be taken for one another.
+        first = len(pools.nodes)
+        numbers: dict[tuple[int, int, int, tuple[Offer, ...]], int] = {}
+        members: list[list[Member]] = []
+        for at, position, options, offers in self.entries:
+            pool, node = pools.of_node[at], at if at in apart else -1
+            loses = any(any(lost) for _, lost, _ in offers)
+            hulls = -1 if not loses else pool if node < 0 else first + at
+            number = numbers.setdefault((pool, hulls, node, offers), len(members))
+            if number == len(members):
                 members.append([])
             members[number].append((at, position, options))
-    classes = [
-        GpuClass(pool, len(found), offers)
-        for (pool, offers), found in zip(keys, members, strict=True)
-    ]
-    return classes, members
+        spare: Counter[tuple[int, int]] = Counter()
+        for at, lost in enumerate(self.lost):
+            for n, most in lost.items():
+                spare[first + at if at in apart else pools.of_node[at], n] += most
+        classes = tuple(
+            GpuClass(pool, len(found), offers, hulls, node)
+            for (pool, hulls, node, offers), found in zip(numbers, members, strict=True)
+        )
+        programme = Programme(self._types, classes, tuple(groups), dict(spare), together)
+        return programme, tuple(map(tuple, members))
 
 
-def state_of(draft: Draft, types: tuple[str, ...]) -> State:
-    """A GPU as its options see it."""
-    whole = types.index(draft.whole_type) if draft.whole_type in types else -1
-    return State(
-        fixed=draft.fixed,
-        idle=draft.idle,
-        baseline=draft.baseline,
-        mig=draft.gpu.mig,
-        whole=whole,
-        whole_free=not draft.gpu.mig and not draft.whole_busy,
-        switchable=draft.switchable,
-        resets=draft.gpu.mode_needs_reset,
-        frozen=bool(draft.frozen),
-    )
+def _most_within(offers: Sequence[tuple[Offer, ...]], wanted: int, hull: int, limit: int) -> int:
+    """The most of one type that a node's GPUs can offer while they lose no more than the limit of
+    another: by loss so far, the best supply."""
+    best = {0: 0}
+    for mine in offers:
+        choices = {(lost[hull], supply[wanted]) for supply, lost, _ in mine}
+        if len(choices) == 1:
+            (lost, supply), = choices
+            best = {loss + lost: had + supply for loss, had in best.items()}
+            continue
+        grown: dict[int, int] = {}
+        for (loss, had), (lost, supply) in itertools.product(best.items(), choices):
+            if loss + lost <= limit:
+                grown[loss + lost] = max(grown.get(loss + lost, 0), had + supply)
+        best = grown
+    return max(best.values(), default=0)
 
 
-def _reachable(classes: Sequence[GpuClass], types: int) -> dict[int, list[int]]:
-    """By pool, the most of each type that all its GPUs could offer."""
-    found: dict[int, list[int]] = {}
-    for gpus in classes:
-        most = found.setdefault(gpus.pool, [0] * types)
-        for n in range(types):
-            most[n] += gpus.count * max(supply[n] for supply, _ in gpus.offers)
-    return found
+def _most_lost(losses: Sequence[set[int]], limit: int) -> int:
+    """The most that a node's GPUs can lose together, one loss each, within the limit."""
+    reached = 1
+    for choices in losses:
+        step = 0
+        for loss in choices:
+            step |= reached << loss
+        reached = step & (2 << max(limit, 0)) - 1
+    return reached.bit_length() - 1
 
 
-def _part(
-    request: JobRequest,
-    number: Mapping[str, int],
-    eligible: Mapping[Kind, tuple[int, ...]],
-    offered: Mapping[int, Sequence[int]],
-) -> Part:
-    wants = tuple(sorted((number[t], n) for t, n in request.gpus.items()))
-    pools = tuple(
-        pool for pool in eligible[kind(request)] if all(offered[pool][t] >= n for t, n in wants)
-    )
-    return Part(wants, request.nodes, pools)
+class _Parts:
+    """Requests as the programme sees them; each kind of request is worked out once."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        pools: Pools,
+        types: Sequence[str],
+        most: Sequence[Sequence[int]],
+        *,
+        tight: bool,
+        fine: bool,
+    ) -> None:
+        self._fine = fine
+        self._fleet = fleet
+        self._pools = pools
+        self._number = {t: n for n, t in enumerate(types)}
+        self._most = most
+        self._tight = tight
+        self._close = tight and len(fleet.nodes) <= CLOSE
+        self._known: dict[object, Part] = {}
+
+    def part(self, request: JobRequest) -> Part:
+        wants = tuple(sorted((self._number[t], n) for t, n in request.gpus.items()))
+        load = (request.cpus, request.memory_mib) if self._close else ()
+        key = (kind(request), wants, request.nodes, load)
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = self._part(request, wants)
+        return found
+
+    def _part(self, request: JobRequest, wants: tuple[tuple[int, int], ...]) -> Part:
+        often: dict[int, int] = {}
+        for pool in self._pools.eligible[kind(request)]:
+            positions = self._pools.nodes[pool]
+            if self._tight:
+                times = sum(self._times(at, request, wants) for at in positions)
+            else:
+                times = min(sum(self._most[at][t] for at in positions) // n for t, n in wants)
+            if times:
+                often[pool] = times
+        most = tuple(often.values()) if self._tight else ()
+        apart: tuple[tuple[int, ...], ...] = ()
+        if self._fine and any(n > 1 for _, n in wants):
+            apart = tuple(
+                tuple(at for at in self._pools.nodes[pool] if self._times(at, request, wants))
+                for pool in often
+            )
+        return Part(wants, request.nodes, tuple(often), most, apart)
+
+    def _times(self, at: int, request: JobRequest, wants: tuple[tuple[int, int], ...]) -> int:
+        """How often one node could have the request, with nothing else on it."""
+        node = self._fleet.nodes[at]
+        times = min(self._most[at][t] // n for t, n in wants)
+        if not self._close:
+            return times
+        if request.cpus:
+            times = min(times, node.cpus // request.cpus)
+        if request.memory_mib:
+            times = min(times, node.memory_mib // request.memory_mib)
+        return max(0, times)

@@ -7,9 +7,10 @@ busy, or twice what it has.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from slurm_mig.core import slots
 from slurm_mig.core.model import (
@@ -27,6 +28,8 @@ from slurm_mig.core.planning.shapes import Shape
 
 WHOLE = -1
 """Stands for the whole GPU where a placement's number is expected."""
+
+_filler = functools.cache(is_filler)
 
 Spot = tuple[int, int]
 """(position of the GPU in its node, number of the placement in its shape, or WHOLE)."""
@@ -51,10 +54,19 @@ class Draft:
     """Why nothing may change here now."""
     target: Option | None = None
     """Chosen by the plan; None: as it is."""
+    taken: int = 0
+    """What of the target's new instances a waiting job will have."""
+    withheld: int = 0
+    """Idle, there, and not offered: offered again, it serves whoever fits."""
 
     @property
     def fixed(self) -> int:
         return self.busy | self.claimed
+
+    @property
+    def wasted(self) -> bool:
+        """It is to change, and no job gets anything from it."""
+        return self.target is not None and not self.taken and not self.whole_busy
 
     @property
     def mig_after(self) -> bool:
@@ -82,6 +94,8 @@ class Node:
     """By busy type: free devices that must remain of it, so that its hull is whole."""
     idle_of: Counter[str] = field(default_factory=Counter)
     """By type: devices that are not busy."""
+    gained: Counter[str] = field(default_factory=Counter)
+    """By type: what changed GPUs have more of than before."""
     serves: list[int] = field(default_factory=list)
     frozen: str = ""
     possible: frozenset[str] = frozenset()
@@ -97,10 +111,10 @@ class Node:
             return False
         return all(len(self.free.get(t, ())) >= n for t, n in request.gpus.items())
 
-    def claim(self, request: JobRequest) -> tuple[list[Spot], bool]:
+    def claim(self, request: JobRequest) -> bool:
         """Give the job its devices; they are destroyed by nothing from now on.
 
-        Returns them, and whether one of them has yet to be made.
+        True if one of them is not offered yet: the node must change for the job.
         """
         taken: list[Spot] = []
         for gres_type, count in request.gpus.items():
@@ -115,29 +129,45 @@ class Node:
                 draft.whole_busy = True
             elif draft.target is not None and draft.target.created >> number & 1:
                 planned = True
+                draft.taken |= 1 << number
             else:
+                planned = planned or bool(draft.withheld >> number & 1)
                 draft.idle &= ~(1 << number)
                 draft.claimed |= 1 << number
         self.cpus -= request.cpus
         self.memory_mib -= request.memory_mib
-        return taken, planned
+        return planned
+
+    def offer_again(self) -> None:
+        """What is withheld, and not held for a job that waits for more, is free too."""
+        for position, draft in enumerate(self.drafts):
+            for number in draft.shape.numbers(draft.withheld & draft.idle):
+                name = draft.shape.placements[number].profile
+                self.free.setdefault(name, []).append((position, number))
+
+    def spare(self, gres_type: str) -> int | None:
+        """How many free devices of a type its hull can do without; None where it needs none."""
+        holes = self.holes.get(gres_type)
+        return None if holes is None else self.idle_of[gres_type] - self.gained[gres_type] - holes
 
     def change_allowed(self, position: int, option: Option) -> bool:
         """False when a hull would lose an instance that it needs (a quick test: `arranged` is
-        the exact one)."""
+        the exact one). What other GPUs of the node gain makes up for nothing."""
         if not self.holes:
             return True
         shape = self.drafts[position].shape
         created = shape.counts(option.created)
         return all(
-            self.idle_of[t] - n + created.get(t, 0) >= self.holes.get(t, 0)
+            n - created.get(t, 0) <= spare
             for t, n in shape.counts(option.destroyed).items()
+            if (spare := self.spare(t)) is not None
         )
 
     def change(self, position: int, option: Option) -> None:
         """Take the option for the GPU; what it creates is free, what it destroys is not."""
         draft = self.drafts[position]
         draft.target = option
+        self._note_gain(draft, option, 1)
         for number in draft.shape.numbers(option.destroyed):
             name = draft.shape.placements[number].profile
             self.idle_of[name] -= 1
@@ -154,6 +184,11 @@ class Node:
             self.free.setdefault(draft.whole_type, []).append((position, WHOLE))
             self.idle_of[draft.whole_type] += 1
 
+    def _note_gain(self, draft: Draft, option: Option, sign: int) -> None:
+        lost = draft.shape.counts(option.destroyed)
+        for name, n in draft.shape.counts(option.created).items():
+            self.gained[name] += sign * max(0, n - lost.get(name, 0))
+
     def revert(self, position: int) -> None:
         """Back to as it is. Nothing that the target creates may be claimed."""
         draft = self.drafts[position]
@@ -161,6 +196,7 @@ class Node:
         if option is None:
             return
         draft.target = None
+        self._note_gain(draft, option, -1)
         for number in draft.shape.numbers(option.created):
             name = draft.shape.placements[number].profile
             self.idle_of[name] -= 1
@@ -175,6 +211,17 @@ class Node:
         if not draft.gpu.mig and option.mig:
             self.free.setdefault(draft.whole_type, []).append((position, WHOLE))
             self.idle_of[draft.whole_type] += 1
+
+    def copy(self) -> Node:
+        """A draft to try something on; `view` and shapes are shared."""
+        return replace(
+            self,
+            drafts=[replace(draft) for draft in self.drafts],
+            free={t: list(spots) for t, spots in self.free.items()},
+            idle_of=Counter(self.idle_of),
+            gained=Counter(self.gained),
+            serves=list(self.serves),
+        )
 
     def arranged(self) -> tuple[Device, ...]:
         """The slots after the change, guard left out. Raises ArrangementError (a hull)."""
@@ -213,6 +260,13 @@ class Fleet:
     def shapes(self) -> list[Shape]:
         return list(self._shapes.values())
 
+    def copy(self) -> Fleet:
+        """The same fleet, to try something on."""
+        other = Fleet((), {}, {})
+        other._shapes = self._shapes
+        other.nodes = [node.copy() for node in self.nodes]
+        return other
+
     def _shape(self, profiles: tuple[Profile, ...]) -> Shape:
         found = self._shapes.get(profiles)
         if found is None:
@@ -228,11 +282,13 @@ class Fleet:
         )  # fmt: skip
         node.possible = self._possible(drafts)
         position = {draft.gpu.index: n for n, draft in enumerate(drafts)}
-        busy = view.busy
+        busy = view.busy if any(i.pids for g in view.gpus for i in g.instances) or any(
+            g.pids for g in view.gpus
+        ) else view.slurm.busy
         spans: dict[str, list[int]] = {}
         for index, device in enumerate(view.slots):
             at = position.get(device.gpu)
-            if at is None or is_filler(device.type):
+            if at is None or _filler(device.type):
                 continue
             draft = drafts[at]
             number = WHOLE
@@ -251,6 +307,11 @@ class Fleet:
             else:
                 node.idle_of[device.type] += 1
                 node.free.setdefault(device.type, []).append((at, number))
+        for held in view.withheld:
+            draft = drafts[position[held.gpu]]
+            draft.withheld = draft.shape.code(held.placements) & draft.idle
+            for placement in held.placements:
+                node.idle_of[placement.profile] += 1
         for gres_type, indexes in spans.items():
             holes = indexes[-1] - indexes[0] + 1 - len(indexes)
             if holes:

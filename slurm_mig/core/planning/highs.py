@@ -15,34 +15,35 @@ OPTIONS: dict[str, Any] = {
     "output_flag": False,
     "threads": 1,
     "random_seed": 0,
-    "mip_rel_gap": 0.0,
     "mip_abs_gap": 0.5,
 }
 """The objective is whole, so less than one point from the bound is best."""
 
 
-def solve(problem: Programme, time_limit_s: float) -> Solution:
-    """The best solution, or the best found within the limit, with its gap.
+def solve(problem: Programme, time_limit_s: float, rel_gap: float = 0.0) -> Solution:
+    """The best solution, or the best found within the limit, with its gap; `rel_gap` is the share
+    of the value at which it may stop.
 
     Raises SlurmMigError when HiGHS is not installed or finds nothing at all.
     """
     built, columns = programme.matrix(problem)
     if not built.rows:
         return Solution(tuple((c.count,) for c in problem.classes), (), (), 0, 0.0)
-    values, gap = _run(built, time_limit_s)
+    values, gap = _run(built, time_limit_s, rel_gap)
     return programme.solution(problem, columns, values, gap, built)
 
 
-def _run(built: Matrix, time_limit_s: float) -> tuple[list[float], float]:
+def _run(built: Matrix, time_limit_s: float, rel_gap: float) -> tuple[list[float], float]:
     try:
         import highspy
     except ImportError as error:
         raise SlurmMigError(
             "highspy is not installed", hint="pip install 'slurm-mig[controller]'"
         ) from error
+    limits = {"time_limit": time_limit_s, "mip_rel_gap": rel_gap}
     # Not highspy.Highs, which prints a banner to standard output as soon as it is made (1.16).
     solver = highspy._Highs()  # type: ignore[attr-defined]
-    for name, value in {**OPTIONS, "time_limit": time_limit_s}.items():
+    for name, value in {**OPTIONS, **limits}.items():
         solver.setOptionValue(name, value)
     solver.passModel(_model(highspy, built))
     solver.run()

@@ -17,8 +17,11 @@ from slurm_mig.core.planning.weights import Weights
 Supply = tuple[int, ...]
 """Free instances of each wanted type, in the order of the types asked for."""
 
-Offer = tuple[Supply, int]
-"""What an option offers and what it costs: all that the programme sees of it."""
+Loss = tuple[int, ...]
+"""Of each type that hulls need: how many idle instances fewer there are; never less than 0."""
+
+Offer = tuple[Supply, Loss, int]
+"""What an option offers, what hulls lose by it, and what it costs: all that the programme sees."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,8 @@ class State:
     resets: bool = False
     frozen: bool = False
     """Nothing may change here now; what is idle still counts."""
+    spare: tuple[int, ...] = ()
+    """Of each type that hulls need: how many of the idle ones the node can do without; -1: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +56,25 @@ class Option:
     destroyed: int = 0
     mig: bool = True
     changes: bool = True
+    loss: Loss = ()
 
 
 class OptionTable:
-    """Options of one shape's GPUs for a list of wanted types; each state is worked out once."""
+    """Options of one shape's GPUs for a list of wanted types; each state is worked out once.
 
-    def __init__(self, shape: Shape, types: Sequence[str], weights: Weights) -> None:
+    `guarded` are the types of which hulls on some node need free instances.
+    """
+
+    def __init__(
+        self, shape: Shape, types: Sequence[str], guarded: Sequence[str], weights: Weights
+    ) -> None:
         self._shape = shape
         self._weights = weights
         self._wanted = [
             (n, shape.of_profile[t]) for n, t in enumerate(types) if t in shape.profiles
         ]
         self._width = len(types)
+        self._guarded = [shape.of_profile.get(t, 0) for t in guarded]
         self._among = 0
         for _, bits in self._wanted:
             self._among |= bits
@@ -75,14 +87,34 @@ class OptionTable:
         """The options that no other one beats; the first is to leave the GPU as it is."""
         found = self._known.get(state)
         if found is None:
-            found = self._known[state] = _unbeaten([self._stay(state), *self._changes(state)])
+            stay, changes = self._stay(state), self._changes(state)
+            bearable = (o for o in changes if all(
+                spare < 0 or lost <= spare for lost, spare in zip(o.loss, state.spare, strict=True)
+            ))
+            found = self._known[state] = _unbeaten([stay, *bearable])
         return found
+
+    def clipped(self, idle: int, spares: Sequence[int]) -> tuple[int, ...]:
+        """A node's spares as one GPU sees them: no more than it has itself."""
+        return tuple(
+            spare if spare <= 0 else min(spare, (idle & bits).bit_count())
+            for spare, bits in zip(spares, self._guarded, strict=True)
+        )
+
+    def _loss(self, state: State, created: int, destroyed: int) -> Loss:
+        return tuple(
+            max(0, (destroyed & bits).bit_count() - (created & bits).bit_count())
+            if spare >= 0
+            else 0
+            for bits, spare in zip(self._guarded, state.spare, strict=True)
+        )
 
     def _stay(self, state: State) -> Option:
         if state.mig:
-            return Option(self._supply(state.idle), 0, changes=False)
+            nothing = (0,) * len(self._guarded)
+            return Option(self._supply(state.idle), 0, changes=False, loss=nothing)
         supply = self._whole(state) if state.whole_free else (0,) * self._width
-        return Option(supply, 0, mig=False, changes=False)
+        return Option(supply, 0, mig=False, changes=False, loss=(0,) * len(self._guarded))
 
     def _changes(self, state: State) -> Iterator[Option]:
         if state.frozen:
@@ -109,19 +141,22 @@ class OptionTable:
                         cost + self._weights.destroy * gone.bit_count(),
                         created,
                         gone,
+                        loss=self._loss(state, created, gone),
                     )
         if state.switchable and not state.fixed and state.whole >= 0:
             cost = self._mode_cost(state) + self._weights.destroy * state.idle.bit_count()
             lost = (self._shape.placements[n].size for n in self._shape.numbers(state.baseline))
             cost += self._weights.baseline * sum(lost)
             cost += self._weights.room * free_before
-            yield Option(self._whole(state), cost, 0, state.idle, mig=False)
+            loss = self._loss(state, 0, state.idle)
+            yield Option(self._whole(state), cost, 0, state.idle, mig=False, loss=loss)
 
     def _from_whole(self, state: State) -> Iterator[Option]:
         for created in self._shape.additions(0, self._among):
             if created:
                 cost = self._mode_cost(state) + self._weights.create * created.bit_count()
-                yield Option(self._supply(created), cost, created)
+                loss = self._loss(state, created, 0)
+                yield Option(self._supply(created), cost, created, loss=loss)
 
     def _mode_cost(self, state: State) -> int:
         cost = self._weights.publish + self._weights.mode
@@ -174,18 +209,21 @@ class OptionTable:
 
 
 def _unbeaten(options: Sequence[Option]) -> tuple[Option, ...]:
-    """One option for each offer that no other one beats in supply and cost; by cost."""
-    best: dict[Supply, Option] = {}
+    """One option for each offer that no other one beats in supply, loss and cost; by cost."""
+    best: dict[tuple[Supply, Loss], Option] = {}
     for option in options:
-        known = best.get(option.supply)
+        known = best.get((option.supply, option.loss))
         if known is None or (option.changes, option.cost) < (known.changes, known.cost):
-            best[option.supply] = option
+            best[option.supply, option.loss] = option
     kept: list[Option] = []
-    for option in sorted(best.values(), key=lambda o: (o.changes, o.cost, o.supply)):
-        if not any(_covers(other.supply, option.supply) for other in kept):
+    for option in sorted(best.values(), key=lambda o: (o.changes, o.cost, o.supply, o.loss)):
+        if not any(_beats(other, option) for other in kept):
             kept.append(option)
     return tuple(kept)
 
 
-def _covers(one: Supply, other: Supply) -> bool:
-    return all(a >= b for a, b in zip(one, other, strict=True))
+def _beats(one: Option, other: Option) -> bool:
+    """For one that costs no more."""
+    return all(a >= b for a, b in zip(one.supply, other.supply, strict=True)) and all(
+        a <= b for a, b in zip(one.loss, other.loss, strict=True)
+    )

@@ -1,20 +1,29 @@
 """The integer programme over classes of GPUs, in numbers only: no node, no job, no solver.
 
-For class c of N_c GPUs with options o (supply a_o, cost k_o) and demand group g with parts q
-(instances w_q on each of n_q nodes, in the pools P_q) and tiers t (m_t jobs of value v_t each):
+For class c of N_c GPUs with options o (supply a_o, loss l_o, cost k_o) and demand group g with
+parts q (instances w_q on each of n_q nodes, in the pools P_q, at most b_qp times in a pool) and
+tiers t (m_t jobs of value v_t each), where the hulls h can spare S_ht instances of type t, and
+the nodes of pool p can have k instances of type t together C_ptk times:
 
     maximise    sum_gt v_t y_gt - sum_co k_o x_co
     subject to  sum_o x_co = N_c                                     for each class
                 sum_p z_qp = n_q sum_t y_gt,  p in P_q               for each part of a group
                 sum_q w_q z_qp <= sum_co a_o x_co, c in p            for each pool and type
-                0 <= y_gt <= m_t,  x, z whole numbers
+                sum_co l_o x_co <= S_ht, c in h                      for what hulls can spare
+                sum_q floor(w_q / k) z_qp <= C_ptk                   for each pool, type and k > 1
+                z_qp = sum_n z_qn,  sum_q w_q z_qn <= sum_co a_o x_co, c in n     (see below)
+                0 <= y_gt <= m_t,  0 <= z_qp <= b_qp,  x, z whole numbers
+
+The last line is for the fine programme only: for parts that want several instances of a type, and
+each node n that could have them.
 
 docs/planner.md explains it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from slurm_mig.core.planning.options import Offer
@@ -30,6 +39,10 @@ class GpuClass:
     pool: int
     count: int
     offers: tuple[Offer, ...]
+    hulls: int = -1
+    """Those with the same number share what hulls can spare: a pool's, or one node's."""
+    node: int = -1
+    """All are on this node; -1: on any of the pool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +53,11 @@ class Part:
     """(type, count) pairs."""
     nodes: int
     pools: tuple[int, ...]
+    most: tuple[int, ...] = ()
+    """How often it can be on the nodes of each pool at most, everything else apart; empty: not
+    known."""
+    apart: tuple[tuple[int, ...], ...] = ()
+    """By pool, the nodes among which it chooses, where that matters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +76,10 @@ class Programme:
     types: int
     classes: tuple[GpuClass, ...]
     groups: tuple[Group, ...]
+    spare: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    """By `hulls` and type that they need: how many instances fewer there may be."""
+    together: Mapping[tuple[int, int, int], int] = field(default_factory=dict)
+    """By pool, type and number: how often nodes of the pool can have so many together."""
 
 
 @dataclass
@@ -112,26 +134,45 @@ def matrix(programme: Programme) -> tuple[Matrix, Columns]:
     """The programme as a matrix, in an order that depends on nothing but its own order."""
     built, columns = Matrix(), Columns()
     supply: dict[tuple[int, int], Entries] = {}
+    loss: dict[tuple[int, int], Entries] = {}
+    of_node: dict[tuple[int, int], Entries] = {}
     for group in programme.classes:
-        first = len(built.cost)
-        mine = [built.column(cost, group.count, whole=True) for _, cost in group.offers]
+        mine = [built.column(cost, group.count, whole=True) for _, _, cost in group.offers]
         columns.x.append(mine)
         built.row(group.count, group.count, [(c, 1) for c in mine])
-        for n, (offered, _) in enumerate(group.offers):
-            for gres_type, count in enumerate(offered):
-                if count:
-                    row = supply.setdefault((group.pool, gres_type), [])
-                    row.append((first + n, count))
+        for column, (offered, lost, _) in zip(mine, group.offers, strict=True):
+            entries = [(supply, offered, group.pool), (loss, lost, group.hulls)]
+            if group.node >= 0:
+                entries.append((of_node, offered, group.node))
+            for rows, counts, of in entries:
+                for gres_type, count in enumerate(counts):
+                    if count:
+                        rows.setdefault((of, gres_type), []).append((column, count))
+    for key in sorted(loss):
+        built.row(-float("inf"), programme.spare[key], loss[key])
     demand: dict[tuple[int, int], Entries] = {}
+    on_node: dict[tuple[int, int], Entries] = {}
     for wanted in programme.groups:
-        _add_group(built, columns, wanted, demand)
+        _add_group(built, columns, wanted, demand, on_node)
+    for (pool, gres_type, number), most in sorted(programme.together.items()):
+        entries = demand.get((pool, gres_type), ())
+        several = [(column, n // number) for column, n in entries if n >= number]
+        if several:
+            built.row(-float("inf"), most, several)
+    for key in sorted(on_node):
+        entries = [*of_node.get(key, []), *((c, -n) for c, n in on_node[key])]
+        built.row(0, float("inf"), entries)
     for key in sorted(demand):
         built.row(0, float("inf"), [*supply.get(key, []), *((c, -n) for c, n in demand[key])])
     return built, columns
 
 
 def _add_group(
-    built: Matrix, columns: Columns, wanted: Group, demand: dict[tuple[int, int], Entries]
+    built: Matrix,
+    columns: Columns,
+    wanted: Group,
+    demand: dict[tuple[int, int], Entries],
+    on_node: dict[tuple[int, int], Entries],
 ) -> None:
     simple = len(wanted.parts) == 1 and wanted.parts[0].nodes == 1
     tiers = [built.column(-value, jobs, whole=not simple) for value, jobs in wanted.tiers]
@@ -139,12 +180,21 @@ def _add_group(
     most = sum(jobs for _, jobs in wanted.tiers)
     places: list[dict[int, int]] = []
     for part in wanted.parts:
-        mine = {pool: built.column(0, most * part.nodes, whole=True) for pool in part.pools}
+        limits = part.most or (most * part.nodes,) * len(part.pools)
+        mine = {
+            pool: built.column(0, min(most * part.nodes, limit), whole=True)
+            for pool, limit in zip(part.pools, limits, strict=True)
+        }
         places.append(mine)
         built.row(0, 0, [*((c, 1) for c in mine.values()), *((t, -part.nodes) for t in tiers)])
         for pool, column in mine.items():
             for gres_type, count in part.wants:
                 demand.setdefault((pool, gres_type), []).append((column, count))
+        for pool, nodes in zip(part.pools, part.apart, strict=False):
+            here = [(node, built.column(0, most, whole=True)) for node in nodes]
+            built.row(0, 0, [(mine[pool], -1), *((column, 1) for _, column in here)])
+            for (node, column), (gres_type, count) in itertools.product(here, part.wants):
+                on_node.setdefault((node, gres_type), []).append((column, count))
     columns.z.append(places)
 
 
@@ -166,7 +216,7 @@ def solution(
     ) - sum(
         n * cost
         for group, taken in zip(programme.classes, options, strict=True)
-        for (_, cost), n in zip(group.offers, taken, strict=True)
+        for (_, _, cost), n in zip(group.offers, taken, strict=True)
     )
     return Solution(options, served, spread, value, gap, len(size.cost), len(size.rows))
 

@@ -182,7 +182,7 @@ def _queue(dice: random.Random, views: list[NodeView], jobs: int) -> tuple[JobRe
         by_slices = plain(view.gpus[0].profiles)
         kinds = sorted(by_slices)
         slices = dice.choices(kinds, [{1: 2, 2: 4, 3: 5, 4: 3, 7: 3}[k] for k in kinds])[0]
-        count = dice.choices((1, 2, 4), (16, 3, 1))[0] if slices < 4 else 1
+        count = dice.choices((1, 2, 4), (27, 2, 1))[0] if slices < 4 else 1
         partition = sorted(view.slurm.partitions)[dice.random() < 0.7]
         features = (frozenset({"nvme"}),) if dice.random() < 0.15 else ()
         requests.append(
