@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
-from slurm_mig.core import conditions, demand, planner, policy, publish, slots
+from slurm_mig.core import conditions, demand, policy, publish, slots
 from slurm_mig.core.model import (
     Gpu,
     JobRequest,
@@ -20,6 +20,7 @@ from slurm_mig.core.model import (
     Refusal,
     SlurmNode,
 )
+from slurm_mig.core.planning import plan as planner
 from slurm_mig.core.records import CycleReport, ManagedNode, NodeFacts, Phase, Transaction
 from slurm_mig.errors import SlurmMigError
 from slurm_mig.executor import Executor, Outcome, orphaned
@@ -131,7 +132,10 @@ class Reconciler:
         waiting = [r for r in waiting if r.job_id not in preempting]
         baselines = {name: node.baselines for name, node in managed.items()}
         wanted = demand.whole_jobs(
-            lambda requests: planner.plan(seen.views, requests, baselines), waiting
+            lambda requests: planner.plan(
+                seen.views, requests, baselines, planner.Rules(), now
+            ),
+            waiting,
         )
         plan = policy.review(wanted, waiting, managed, self._rules, now)
         left = (Refusal(job, reason) for job, reason in preempting.items())

@@ -244,7 +244,7 @@ def _most_within(offers: Sequence[tuple[Offer, ...]], wanted: int, hull: int, li
     for mine in offers:
         choices = {(lost[hull], supply[wanted]) for supply, lost, _ in mine}
         if len(choices) == 1:
-            (lost, supply), = choices
+            ((lost, supply),) = choices
             best = {loss + lost: had + supply for loss, had in best.items()}
             continue
         grown: dict[int, int] = {}

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from slurm_mig.core import slots
+from slurm_mig.core.draft import NodeDraft
 from slurm_mig.core.model import (
     Device,
     Gpu,
@@ -137,6 +138,54 @@ class Node:
         self.cpus -= request.cpus
         self.memory_mib -= request.memory_mib
         return planned
+
+    def keep(self, draft: NodeDraft) -> None:
+        """Take over what was decided for this node before: what is held or about to go is not
+        ours to give away, and GPUs that change already change no more."""
+        for position, mine in enumerate(self.drafts):
+            index = mine.gpu.index
+            gone = mine.shape.code(p for g, p in draft.destroyed if g == index)
+            held = {p for g, p in (*draft.promised, *draft.claimed) if g == index and p is not None}
+            kept = mine.shape.code(p for p in held if p in mine.gpu.layout) & mine.idle
+            mine.idle &= ~(gone | kept)
+            mine.claimed |= kept
+            if (
+                gone
+                or draft.modes.get(index) is not None
+                or any(g == index for g, _ in draft.created)
+            ):
+                mine.frozen = "changes for another job"
+            for name, spots in self.free.items():
+                self.free[name] = [
+                    (at, n) for at, n in spots if at != position or n == WHOLE or mine.idle >> n & 1
+                ]
+        self.cpus, self.memory_mib = draft.cpus, draft.memory_mib
+
+    def give(self, draft: NodeDraft) -> None:
+        """Hand over what was decided here."""
+        for mine in self.drafts:
+            index, shape = mine.gpu.index, mine.shape
+            draft.claimed |= {(index, shape.placements[n]) for n in shape.numbers(mine.claimed)}
+            if mine.target is not None:
+                option = mine.target
+                draft.created |= {
+                    (index, shape.placements[n]) for n in shape.numbers(option.created)
+                }
+                draft.destroyed |= {
+                    (index, shape.placements[n]) for n in shape.numbers(option.destroyed)
+                }
+                draft.withheld -= draft.destroyed
+                draft.claimed |= {(index, shape.placements[n]) for n in shape.numbers(mine.taken)}
+                draft.set_mode(mine.gpu, mig=option.mig)
+            if mine.whole_busy and not mine.mig_after:
+                draft.claimed.add((index, None))
+        draft.serves += self.serves
+        draft.cpus, draft.memory_mib = self.cpus, self.memory_mib
+
+    @property
+    def touched(self) -> bool:
+        """Something was decided here."""
+        return bool(self.serves) or any(d.claimed or d.target or d.whole_busy for d in self.drafts)
 
     def offer_again(self) -> None:
         """What is withheld, and not held for a job that waits for more, is free too."""
@@ -282,9 +331,11 @@ class Fleet:
         )  # fmt: skip
         node.possible = self._possible(drafts)
         position = {draft.gpu.index: n for n, draft in enumerate(drafts)}
-        busy = view.busy if any(i.pids for g in view.gpus for i in g.instances) or any(
-            g.pids for g in view.gpus
-        ) else view.slurm.busy
+        busy = (
+            view.busy
+            if any(i.pids for g in view.gpus for i in g.instances) or any(g.pids for g in view.gpus)
+            else view.slurm.busy
+        )
         spans: dict[str, list[int]] = {}
         for index, device in enumerate(view.slots):
             at = position.get(device.gpu)

@@ -88,9 +88,14 @@ class OptionTable:
         found = self._known.get(state)
         if found is None:
             stay, changes = self._stay(state), self._changes(state)
-            bearable = (o for o in changes if all(
-                spare < 0 or lost <= spare for lost, spare in zip(o.loss, state.spare, strict=True)
-            ))
+            bearable = (
+                o
+                for o in changes
+                if all(
+                    spare < 0 or lost <= spare
+                    for lost, spare in zip(o.loss, state.spare, strict=True)
+                )
+            )
             found = self._known[state] = _unbeaten([stay, *bearable])
         return found
 

@@ -134,5 +134,3 @@ def pools_of(fleet: Fleet, units: Sequence[Unit]) -> Pools:
         for n, wanted in enumerate(kinds)
     }
     return Pools(tuple(pool_of), tuple(map(tuple, pools)), eligible)
-
-
