@@ -20,7 +20,7 @@ from slurm_mig.core.model import JobRequest
 from slurm_mig.core.planning.fleet import Draft, Fleet, Node
 from slurm_mig.core.planning.options import Offer, Option, OptionTable, State
 from slurm_mig.core.planning.programme import GpuClass, Group, Part, Programme
-from slurm_mig.core.planning.units import Pools, Unit, kind
+from slurm_mig.core.planning.units import Pools, Unit
 from slurm_mig.core.planning.weights import Weights
 
 Member = tuple[int, int, tuple[Option, ...]]
@@ -291,7 +291,7 @@ class _Parts:
     def part(self, request: JobRequest) -> Part:
         wants = tuple(sorted((self._number[t], n) for t, n in request.gpus.items()))
         load = (request.cpus, request.memory_mib) if self._close else ()
-        key = (kind(request), wants, request.nodes, load)
+        key = (self._pools.kind(request), wants, request.nodes, load)
         found = self._known.get(key)
         if found is None:
             found = self._known[key] = self._part(request, wants)
@@ -299,7 +299,7 @@ class _Parts:
 
     def _part(self, request: JobRequest, wants: tuple[tuple[int, int], ...]) -> Part:
         often: dict[int, int] = {}
-        for pool in self._pools.eligible[kind(request)]:
+        for pool in self._pools.eligible(request):
             positions = self._pools.nodes[pool]
             if self._tight:
                 times = sum(self._times(at, request, wants) for at in positions)

@@ -110,6 +110,8 @@ class Node:
         """True if one node's share of the job could start here, on what `free` has."""
         if request.cpus > self.cpus or request.memory_mib > self.memory_mib:
             return False
+        if request.exclusive and self.cpus < self.view.slurm.cpus:
+            return False
         return all(len(self.free.get(t, ())) >= n for t, n in request.gpus.items())
 
     def claim(self, request: JobRequest) -> bool:
@@ -135,7 +137,7 @@ class Node:
                 planned = planned or bool(draft.withheld >> number & 1)
                 draft.idle &= ~(1 << number)
                 draft.claimed |= 1 << number
-        self.cpus -= request.cpus
+        self.cpus = 0 if request.exclusive else self.cpus - request.cpus
         self.memory_mib -= request.memory_mib
         return planned
 

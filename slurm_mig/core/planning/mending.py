@@ -13,7 +13,7 @@ from slurm_mig.core.planning.classes import Problem, Tables
 from slurm_mig.core.planning.fleet import Fleet, Node
 from slurm_mig.core.planning.options import Option
 from slurm_mig.core.planning.placing import Places, Size, size_of
-from slurm_mig.core.planning.units import Pools, Unit, kind
+from slurm_mig.core.planning.units import Pools, Unit
 from slurm_mig.errors import ArrangementError
 
 TRIES = 400
@@ -51,7 +51,7 @@ class Mender:
 
     def _reshape(self, unit: Unit) -> bool:
         """Place the unit by changes that cost less than it is worth."""
-        sizes = tuple(size_of(r) for r in unit.requests)
+        sizes = tuple(size_of(r, self._pools) for r in unit.requests)
         if sizes in self._hopeless or any(t not in self._number for r in unit.requests
                                           for t in r.gpus):  # fmt: skip
             return False
@@ -81,7 +81,7 @@ class Mender:
         """Nodes that fit one share of the request, as they are or changed; enough of them."""
         wanted = [(self._number[t], n) for t, n in request.gpus.items()]
         found = 0
-        for pool in self._pools.eligible.get(kind(request), ()):
+        for pool in self._pools.eligible(request):
             for at in self._pools.nodes[pool]:
                 if any(self._most[at][t] < n for t, n in wanted):
                     continue

@@ -11,17 +11,17 @@ from collections.abc import Iterator, Mapping
 
 from slurm_mig.core.model import JobRequest
 from slurm_mig.core.planning.fleet import Fleet, Node
-from slurm_mig.core.planning.units import Kind, Pools, Unit, kind
+from slurm_mig.core.planning.units import Kind, Pools, Unit
 
 Size = tuple[Kind, tuple[tuple[str, int], ...], int, int, int]
-"""All that decides whether a job fits: where, gpus, nodes, CPUs, memory."""
+"""All that decides whether a job fits: kind, gpus, nodes, CPUs, memory."""
 
 NOWHERE: deque[int] = deque()
 
 
-def size_of(request: JobRequest) -> Size:
+def size_of(request: JobRequest, pools: Pools) -> Size:
     gpus = tuple(sorted(request.gpus.items()))
-    return kind(request), gpus, request.nodes, request.cpus, request.memory_mib
+    return pools.kind(request), gpus, request.nodes, request.cpus, request.memory_mib
 
 
 class Places:
@@ -55,7 +55,7 @@ class Places:
 
     def place(self, unit: Unit) -> bool:
         """Claim nodes for the whole unit; False (and nothing claimed) when it does not fit."""
-        sizes = [size_of(r) for r in unit.requests]
+        sizes = [size_of(r, self._pools) for r in unit.requests]
         if any(size in self._hopeless for size in sizes):
             return False
         if len(sizes) > 1:
@@ -102,7 +102,7 @@ class Places:
         return None
 
     def _candidates(self, request: JobRequest) -> Iterator[int]:
-        for pool in self._pools.eligible.get(kind(request), ()):
+        for pool in self._pools.eligible(request):
             lists = [(self._having.get((pool, t), NOWHERE), t) for t in request.gpus]
             shortest, gres_type = min(lists, key=lambda entry: len(entry[0]))
             while shortest and not self._nodes[shortest[0]].free.get(gres_type):

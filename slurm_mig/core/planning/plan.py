@@ -31,7 +31,7 @@ from slurm_mig.core.planning.fleet import Fleet, Node
 from slurm_mig.core.planning.placing import Places, Size, size_of
 from slurm_mig.core.planning.programme import Programme, Solution
 from slurm_mig.core.planning.stage import Staged, Task, stage
-from slurm_mig.core.planning.units import Pools, Unit, kind, pools_of, slices_of, units_of
+from slurm_mig.core.planning.units import Pools, Unit, pools_of, slices_of, units_of
 from slurm_mig.core.planning.weights import Weights
 
 EXPLAINED = 40
@@ -91,6 +91,7 @@ class _Planning:
         self._held: dict[int, str] = {}
         self._given: set[int] = set()
         self._fleet = Fleet(views, baselines, rules.frozen)
+        self._pools = Pools((), (), {}, timed=False)
         self._refusals: dict[int, Refusal] = {}
 
     def plan(self) -> Plan:
@@ -99,7 +100,7 @@ class _Planning:
             if not self._drafts[node.name].untouched or self._drafts[node.name].goals:
                 node.keep(self._drafts[node.name])
         units = self._units()
-        pools = pools_of(self._fleet, units)
+        pools = self._pools = pools_of(self._fleet, units)
         places = Places(self._fleet, pools)
         startable = [unit for unit in units if places.place(unit)]
         for node in self._fleet.nodes:
@@ -140,7 +141,7 @@ class _Planning:
         }
         for request in self._requests:
             names = holding.get(request.job_id)
-            if not names or request.patience is not Patience.WITHHOLD:
+            if not names or request.patience is not Patience.WITHHOLD or request.het_job:
                 continue
             here = {name: self._drafts[name] for name in names if not self._frozen(name)}
             if here and planner.reshape_for(here, request) is None:
@@ -233,7 +234,7 @@ class _Planning:
             request = unit.requests[0]
             if request.job_id in self._refusals:
                 continue
-            size = size_of(request)
+            size = size_of(request, self._pools)
             if size in known and request.patience is not Patience.FENCE:
                 self._refuse(unit, known[size])
             elif len(known) < EXPLAINED:
@@ -266,11 +267,11 @@ class _Planning:
 
     def _with_wait(self, reason: str, request: JobRequest) -> str:
         waits = self._held.get(request.job_id)
-        if waits is None:
+        if waits is None and not request.het_job:
             nearby = {name: self._drafts[name] for name in self._near(request)}
             waits = planner.wait_for(nearby, request, self._fences)
             self._drafts.update(nearby)
-        return "; ".join(filter(None, (reason, waits)))
+        return "; ".join(filter(None, (reason, waits or "")))
 
     def _refuse(self, unit: Unit, reason: str) -> None:
         for request in unit.requests:
@@ -301,7 +302,7 @@ def _where(
     request: JobRequest, pools: Pools, fleet: Fleet, soon: Sequence[Counter[str]]
 ) -> int | None:
     """A node on which the job can start when what ends soon has ended."""
-    for pool in pools.eligible.get(kind(request), ()):
+    for pool in pools.eligible(request):
         for at in pools.nodes[pool]:
             if any(soon[at].values()) and all(
                 soon[at][t] + len(fleet.nodes[at].free.get(t, ())) >= n

@@ -141,10 +141,10 @@ def matrix(programme: Programme) -> tuple[Matrix, Columns]:
         columns.x.append(mine)
         built.row(group.count, group.count, [(c, 1) for c in mine])
         for column, (offered, lost, _) in zip(mine, group.offers, strict=True):
-            entries = [(supply, offered, group.pool), (loss, lost, group.hulls)]
+            kinds = [(supply, offered, group.pool), (loss, lost, group.hulls)]
             if group.node >= 0:
-                entries.append((of_node, offered, group.node))
-            for rows, counts, of in entries:
+                kinds.append((of_node, offered, group.node))
+            for rows, counts, of in kinds:
                 for gres_type, count in enumerate(counts):
                     if count:
                         rows.setdefault((of, gres_type), []).append((column, count))
@@ -155,8 +155,8 @@ def matrix(programme: Programme) -> tuple[Matrix, Columns]:
     for wanted in programme.groups:
         _add_group(built, columns, wanted, demand, on_node)
     for (pool, gres_type, number), most in sorted(programme.together.items()):
-        entries = demand.get((pool, gres_type), ())
-        several = [(column, n // number) for column, n in entries if n >= number]
+        wanting = demand.get((pool, gres_type), [])
+        several = [(column, n // number) for column, n in wanting if n >= number]
         if several:
             built.row(-float("inf"), most, several)
     for key in sorted(on_node):

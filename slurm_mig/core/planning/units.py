@@ -5,18 +5,16 @@ Nodes on which the same jobs may run form a pool.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
+from slurm_mig.core import conditions
 from slurm_mig.core.model import JobRequest, SlurmNode
 from slurm_mig.core.planning.fleet import Fleet
 from slurm_mig.core.planning.weights import Weights, level
 
-Where = tuple[str, tuple[frozenset[str], ...], frozenset[str], frozenset[str]]
-"""What a job asks of a node's name and properties: partition, features, required, excluded."""
-
-Kind = tuple[Where, frozenset[str]]
-"""That, and the types that the node must be able to have."""
+Kind = tuple[Hashable, ...]
+"""All that decides on which nodes a job may run at all: see `Pools.kind`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,26 +45,42 @@ class Pools:
     of_node: tuple[int, ...]
     nodes: tuple[tuple[int, ...], ...]
     """Positions of the nodes of each pool."""
-    eligible: Mapping[Kind, tuple[int, ...]]
-    """The pools that each kind of job may use."""
+    admitting: Mapping[Kind, tuple[int, ...]]
+    timed: bool
+    """Some node has a reservation to come: how long a job may run decides too."""
+
+    def kind(self, request: JobRequest) -> Kind:
+        return _kind(request, timed=self.timed)
+
+    def eligible(self, request: JobRequest) -> tuple[int, ...]:
+        """The pools that the job may use."""
+        return self.admitting.get(self.kind(request), ())
 
 
-def where(request: JobRequest) -> Where:
-    return (request.partition, request.features, request.required_nodes, request.excluded_nodes)
+def _kind(request: JobRequest, *, timed: bool) -> Kind:
+    return (
+        request.partition,
+        request.features,
+        request.required_nodes,
+        request.excluded_nodes,
+        request.reservation,
+        request.exclusive,
+        request.time_limit_s if timed else 0,
+        frozenset(request.gpus),
+    )
 
 
-def kind(request: JobRequest) -> Kind:
-    return where(request), frozenset(request.gpus)
-
-
-def admits(place: Where, node: SlurmNode) -> bool:
-    """True if a job that asks for this may run on the node, its load apart."""
-    partition, features, required, excluded = place
-    if node.name in excluded or (required and node.name not in required):
+def admits(node: SlurmNode, request: JobRequest) -> bool:
+    """True if the job may run on the node, its gpus and its load apart."""
+    if node.name in request.excluded_nodes:
         return False
-    if not any(p in node.partitions for p in partition.split(",")):
+    if request.required_nodes and node.name not in request.required_nodes:
         return False
-    return not features or any(wanted <= node.features for wanted in features)
+    if not any(p in node.partitions for p in request.partition.split(",")):
+        return False
+    if request.features and not any(wanted <= node.features for wanted in request.features):
+        return False
+    return not conditions.barred(node, request)
 
 
 def slices_of(fleet: Fleet) -> dict[str, int]:
@@ -93,6 +107,7 @@ def units_of(
     `most_tasks`."""
     together: dict[tuple[str, int], list[JobRequest]] = {}
     for n, request in enumerate(requests):
+        # Slurm starts a heterogeneous job whole or not at all.
         key = ("het", request.het_job) if request.het_job else ("job", n)
         together.setdefault(key, []).append(request)
     highest = max((r.priority for r in requests), default=0)
@@ -107,30 +122,34 @@ def units_of(
 
 def pools_of(fleet: Fleet, units: Sequence[Unit]) -> Pools:
     """The nodes by what may run on them."""
-    kinds = list(dict.fromkeys(kind(r) for u in units for r in u.requests))
-    named = frozenset(n for (_, _, required, excluded), _ in kinds for n in required | excluded)
-    known: dict[tuple[object, ...], frozenset[int]] = {}
+    timed = any(node.view.slurm.reservations for node in fleet.nodes)
+    kinds: dict[Kind, JobRequest] = {}
+    for unit in units:
+        for request in unit.requests:
+            kinds.setdefault(_kind(request, timed=timed), request)
+    wanted = list(kinds.values())
+    named = frozenset(n for r in wanted for n in r.required_nodes | r.excluded_nodes)
+    known: dict[Hashable, frozenset[int]] = {}
     numbers: dict[frozenset[int], int] = {}
     pool_of: list[int] = []
     pools: list[list[int]] = []
     for position, node in enumerate(fleet.nodes):
         slurm = node.view.slurm
-        name = slurm.name if slurm.name in named else ""
-        alike = (slurm.partitions, slurm.features, name, node.possible)
+        name = slurm.name if slurm.name in named or slurm.reservations else ""
+        alike = (slurm.partitions, slurm.features, name, bool(slurm.cpus_alloc), node.possible)
         admitted = known.get(alike)
         if admitted is None:
             admitted = known[alike] = frozenset(
-                n
-                for n, (place, types) in enumerate(kinds)
-                if types <= node.possible and admits(place, slurm)
-            )
+                n for n, r in enumerate(wanted) if node.possible >= r.gpus.keys()
+                and admits(slurm, r)
+            )  # fmt: skip
         pool = numbers.setdefault(admitted, len(numbers))
         if pool == len(pools):
             pools.append([])
         pools[pool].append(position)
         pool_of.append(pool)
-    eligible = {
-        wanted: tuple(pool for admitted, pool in numbers.items() if n in admitted)
-        for n, wanted in enumerate(kinds)
+    admitting = {
+        key: tuple(pool for admitted, pool in numbers.items() if n in admitted)
+        for n, key in enumerate(kinds)
     }
-    return Pools(tuple(pool_of), tuple(map(tuple, pools)), eligible)
+    return Pools(tuple(pool_of), tuple(map(tuple, pools)), admitting, timed)
