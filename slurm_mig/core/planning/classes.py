@@ -26,6 +26,10 @@ from slurm_mig.core.planning.weights import Weights
 Member = tuple[int, int, tuple[Option, ...]]
 """Position of the node, of its GPU, and the options in the order of the class's offers."""
 
+FEW = 200
+"""Up to so many nodes the fine programme says on which one each job that needs several instances
+goes; with more, it takes too long, and the second stage looks for nodes that have them together."""
+
 CLOSE = 64
 """Up to so many nodes the programme knows how often each could bear a job's CPUs and memory; with
 more, it would have a part for every combination, and the second stage finds another node."""
@@ -51,8 +55,14 @@ class Tables:
     """The options of every GPU for one list of wanted types, beside what hulls need."""
 
     def __init__(
-        self, types: tuple[str, ...], weights: Weights, guarded: tuple[str, ...] = ()
+        self,
+        types: tuple[str, ...],
+        weights: Weights,
+        guarded: tuple[str, ...] = (),
+        *,
+        tight: bool = False,
     ) -> None:
+        self._tight = tight
         self.types = types
         self.guarded = guarded
         self._weights = weights
@@ -60,12 +70,15 @@ class Tables:
         self._number = {t: n for n, t in enumerate(types)}
 
     def options(self, node: Node, draft: Draft) -> tuple[Option, ...]:
-        return self._options(draft, self.spares(node))
+        return self._options(draft, self.spares(node), self._growth(node))
 
     def of_node(self, node: Node) -> list[tuple[Option, ...]]:
         """The options of each of its GPUs, in their order."""
-        spares = self.spares(node)
-        return [self._options(draft, spares) for draft in node.drafts]
+        spares, growth = self.spares(node), self._growth(node)
+        return [self._options(draft, spares, growth) for draft in node.drafts]
+
+    def _growth(self, node: Node) -> list[int]:
+        return [max(0, node.growth(t)) for t in self.types] if self._tight else []
 
     def spares(self, node: Node) -> list[int]:
         """What a GPU may lose of each type; -1 where no hull of the node needs any.
@@ -79,15 +92,20 @@ class Tables:
                 found[n] = max(0, spare)
         return found
 
-    def _options(self, draft: Draft, spares: Sequence[int]) -> tuple[Option, ...]:
+    def _options(
+        self, draft: Draft, spares: Sequence[int], growth: Sequence[int]
+    ) -> tuple[Option, ...]:
         table = self._of_shape.get(id(draft.shape))
         if table is None:
             table = OptionTable(draft.shape, self.types, self.guarded, self._weights)
             self._of_shape[id(draft.shape)] = table
-        return table.of(_state(draft, table, spares, self._number.get(draft.whole_type, -1)))
+        whole = self._number.get(draft.whole_type, -1)
+        return table.of(_state(draft, table, (spares, growth), whole))
 
 
-def _state(draft: Draft, table: OptionTable, spares: Sequence[int], whole: int) -> State:
+def _state(
+    draft: Draft, table: OptionTable, node: tuple[Sequence[int], Sequence[int]], whole: int
+) -> State:
     """A GPU as its options see it. One that the plan changes already changes no more."""
     fixed, idle, done = draft.busy | draft.claimed, draft.idle, draft.target
     if done is not None:
@@ -104,7 +122,8 @@ def _state(draft: Draft, table: OptionTable, spares: Sequence[int], whole: int) 
         draft.switchable,
         draft.gpu.mode_needs_reset,
         bool(draft.frozen) or done is not None,
-        table.clipped(idle, spares),
+        table.clipped(idle, node[0]),
+        table.room(node[1]),
     )
 
 
@@ -125,12 +144,12 @@ def problem(
     """
     types = tuple(sorted({t for u in units for r in u.requests for t in r.gpus}))
     guarded = tuple(sorted({t for node in fleet.nodes for t in node.holes})) if tight else ()
-    tables = Tables(types, weights, guarded)
+    tables = Tables(types, weights, guarded, tight=tight)
     several = sorted(
         {(types.index(t), n) for u in units for r in u.requests for t, n in r.gpus.items() if n > 1}
     )
     survey = _Survey(fleet, tables, sorted({t for t, _ in several}))
-    groups = _grouped(_Parts(fleet, pools, types, survey.most, tight=tight, fine=fine), units)
+    groups = _grouped(_Parts(fleet, pools, types, survey.most, tight=tight, fine=fine and len(fleet.nodes) <= FEW), units)
     wanted = [Group(parts, _tiers(found)) for parts, found in groups.items()]
     together = {
         (pool, t, n): sum(survey.most[at][t] // n for at in positions)
@@ -142,7 +161,7 @@ def problem(
     apart = frozenset[int]()
     if fine:
         able = (at for at, most in enumerate(survey.most) if any(most[t] >= n for t, n in several))
-        apart = frozenset(survey.crowded.union(able))
+        apart = frozenset(survey.crowded.union(able if len(fleet.nodes) <= FEW else ()))
     programme, members = survey.classed(pools, wanted, together, apart)
     grouped = tuple(map(tuple, groups.values()))
     return Problem(programme, members, grouped, tables, survey.most, bool(survey.crowded))

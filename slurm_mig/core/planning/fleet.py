@@ -95,6 +95,10 @@ class Node:
     """By busy type: free devices that must remain of it, so that its hull is whole."""
     idle_of: Counter[str] = field(default_factory=Counter)
     """By type: devices that are not busy."""
+    room: dict[str, int] = field(default_factory=dict)
+    """By busy type: how many free devices there can be at indexes in and beside its hull."""
+    gap: int = 0
+    """The longest run of indexes between hulls: room for a type that is not busy."""
     gained: Counter[str] = field(default_factory=Counter)
     """By type: what changed GPUs have more of than before."""
     serves: list[int] = field(default_factory=list)
@@ -201,16 +205,21 @@ class Node:
         holes = self.holes.get(gres_type)
         return None if holes is None else self.idle_of[gres_type] - self.gained[gres_type] - holes
 
+    def growth(self, gres_type: str) -> int:
+        """How many more free devices of a type the order of the slots has room for."""
+        return self.room.get(gres_type, self.gap) - self.idle_of[gres_type]
+
     def change_allowed(self, position: int, option: Option) -> bool:
-        """False when a hull would lose an instance that it needs (a quick test: `arranged` is
-        the exact one). What other GPUs of the node gain makes up for nothing."""
-        if not self.holes:
-            return True
+        """False when a hull would lose an instance that it needs, or be in the way of one more (a
+        quick test: `arranged` is the exact one). What other GPUs of the node gain makes up for
+        nothing."""
         shape = self.drafts[position].shape
-        created = shape.counts(option.created)
+        created, destroyed = shape.counts(option.created), shape.counts(option.destroyed)
+        if any(n - destroyed.get(t, 0) > self.growth(t) for t, n in created.items()):
+            return False
         return all(
             n - created.get(t, 0) <= spare
-            for t, n in shape.counts(option.destroyed).items()
+            for t, n in destroyed.items()
             if (spare := self.spare(t)) is not None
         )
 
@@ -365,6 +374,7 @@ class Fleet:
             draft.withheld = draft.shape.code(held.placements) & draft.idle
             for placement in held.placements:
                 node.idle_of[placement.profile] += 1
+        _measure(node, spans, len(view.slots) - 1)
         for gres_type, indexes in spans.items():
             holes = indexes[-1] - indexes[0] + 1 - len(indexes)
             if holes:
@@ -393,6 +403,18 @@ class Fleet:
             switchable=gpu.index in view.switchable,
             frozen=frozen,
         )
+
+
+def _measure(node: Node, spans: Mapping[str, Sequence[int]], total: int) -> None:
+    """The room beside each hull, and the longest gap."""
+    hulls = sorted((indexes[0], indexes[-1], gres_type) for gres_type, indexes in spans.items())
+    starts = [0, *(high + 1 for _, high, _ in hulls)]
+    ends = [*(low for low, _, _ in hulls), total]
+    gaps = [end - start for start, end in zip(starts, ends, strict=True)]
+    node.gap = max(gaps)
+    for n, (low, high, gres_type) in enumerate(hulls):
+        holes = high - low + 1 - len(spans[gres_type])
+        node.room[gres_type] = holes + gaps[n] + gaps[n + 1]
 
 
 def _whole_type(gpu: Gpu, view: NodeView) -> str:

@@ -29,11 +29,11 @@ def solve(problem: Programme, time_limit_s: float, rel_gap: float = 0.0) -> Solu
     built, columns = programme.matrix(problem)
     if not built.rows:
         return Solution(tuple((c.count,) for c in problem.classes), (), (), 0, 0.0)
-    values, gap = _run(built, time_limit_s, rel_gap)
+    values, gap = run(built, time_limit_s, rel_gap)
     return programme.solution(problem, columns, values, gap, built)
 
 
-def _run(built: Matrix, time_limit_s: float, rel_gap: float) -> tuple[list[float], float]:
+def run(built: Matrix, time_limit_s: float, rel_gap: float) -> tuple[list[float], float]:
     try:
         import highspy
     except ImportError as error:

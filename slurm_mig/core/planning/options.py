@@ -44,6 +44,8 @@ class State:
     """Nothing may change here now; what is idle still counts."""
     spare: tuple[int, ...] = ()
     """Of each type that hulls need: how many of the idle ones the node can do without; -1: all."""
+    growth: tuple[int, ...] = ()
+    """Of each wanted type: for how many more the node's slots have room; empty: for any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +90,27 @@ class OptionTable:
         found = self._known.get(state)
         if found is None:
             stay, changes = self._stay(state), self._changes(state)
-            bearable = (
-                o
-                for o in changes
-                if all(
-                    spare < 0 or lost <= spare
-                    for lost, spare in zip(o.loss, state.spare, strict=True)
-                )
-            )
+            bearable = (option for option in changes if self._bearable(state, option))
             found = self._known[state] = _unbeaten([stay, *bearable])
         return found
+
+    def _bearable(self, state: State, option: Option) -> bool:
+        """Hulls allow the change, as far as one GPU can tell."""
+        losses = zip(option.loss, state.spare, strict=True)
+        if any(lost > spare for lost, spare in losses if spare >= 0):
+            return False
+        return not state.growth or all(
+            (option.created & bits).bit_count() - (option.destroyed & bits).bit_count()
+            <= state.growth[n]
+            for n, bits in self._wanted
+        )
+
+    def room(self, growth: Sequence[int]) -> tuple[int, ...]:
+        """A node's growth as one GPU sees it: no more than it could ever use."""
+        found = [0] * self._width if growth else []
+        for n, bits in self._wanted if growth else ():
+            found[n] = min(growth[n], bits.bit_count())
+        return tuple(found)
 
     def clipped(self, idle: int, spares: Sequence[int]) -> tuple[int, ...]:
         """A node's spares as one GPU sees them: no more than it has itself."""

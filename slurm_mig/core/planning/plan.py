@@ -8,6 +8,7 @@ gets nothing, why, and what is withheld for it.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from slurm_mig.core.model import (
     Refusal,
     is_filler,
 )
-from slurm_mig.core.planning import highs
+from slurm_mig.core.planning import highs, reasons
 from slurm_mig.core.planning.classes import CLOSE, problem
 from slurm_mig.core.planning.fleet import Fleet, Node
 from slurm_mig.core.planning.placing import Places, Size, size_of
@@ -34,11 +35,11 @@ from slurm_mig.core.planning.stage import Staged, Task, stage
 from slurm_mig.core.planning.units import Pools, Unit, pools_of, slices_of, units_of
 from slurm_mig.core.planning.weights import Weights
 
-EXPLAINED = 40
-"""How many kinds of jobs that are not served have their nodes looked at one by one."""
+LOOKED_AT = 4
+"""How many nodes are looked at for a reason, or for a place to withhold, in a large cluster."""
 
-LOOKED_AT = 8
-"""How many nodes, in a large cluster."""
+EXPLAINED = 200
+"""So many times a node is looked at for reasons; then jobs that wait are only counted."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Rules:
     per_user: int = 0
     """How many jobs of one user may cause changes at a time; 0: any number."""
     per_account: int = 0
+    withhold_jobs: int = 4
+    """For how many waiting jobs instances may be withheld, or a node fenced, at a time."""
     frozen: Mapping[str, str] = field(default_factory=dict)
     """Nodes on which nothing may change now, and why. What is free there still counts."""
 
@@ -92,6 +95,9 @@ class _Planning:
         self._given: set[int] = set()
         self._fleet = Fleet(views, baselines, rules.frozen)
         self._pools = Pools((), (), {}, timed=False)
+        self._nodes: dict[str, Node] = {}
+        self._impossible: dict[tuple[str, frozenset[str]], str] = {}
+        self._looks = EXPLAINED
         self._refusals: dict[int, Refusal] = {}
 
     def plan(self) -> Plan:
@@ -114,6 +120,7 @@ class _Planning:
         for node in self._fleet.nodes:
             if node.touched:
                 node.give(self._drafts[node.name])
+        self._nodes = {node.name: node for node in self._fleet.nodes}
         self._release(staged.served)
         self._explain(staged.left)
         changes = [change for v in self._views if (change := self._change(v.name))]
@@ -230,48 +237,64 @@ class _Planning:
         """Why each job gets nothing, and what is withheld for it until it can."""
         known: dict[Size, str] = {}
         order = {id(r): n for n, r in enumerate(self._requests)}
+        waiting = len(self._held)
         for unit in sorted(left, key=lambda u: order[id(u.requests[0])]):
             request = unit.requests[0]
             if request.job_id in self._refusals:
                 continue
             size = size_of(request, self._pools)
-            if size in known and request.patience is not Patience.FENCE:
-                self._refuse(unit, known[size])
-            elif len(known) < EXPLAINED:
+            if size not in known:
                 known[size] = self._reason(unit)
-                self._refuse(unit, self._with_wait(known[size], request))
-            else:
-                self._refuse(unit, "no room: jobs of more weight come first")
+            waits = self._held.get(request.job_id, "")
+            if not waits and waiting < self._rules.withhold_jobs and not request.het_job:
+                waits = self._wait(request)
+                waiting += bool(waits)
+            self._refuse(unit, "; ".join(filter(None, (known[size], waits))))
 
     def _reason(self, unit: Unit) -> str:
         """Why one job of its kind gets nothing."""
-        request = unit.requests[0]
-        frozen = [f"{v.name}: {why}" for v in self._views if (why := self._frozen(v.name))
-                  and not never(v, request)]  # fmt: skip
-        nearby = {name: self._drafts[name] for name in self._near(request)}
-        trial = {name: draft.copy() for name, draft in nearby.items()}
-        reason = planner.reshape_for(trial, request)
-        if reason is None:
-            reason = (
-                "a change for it would cost more than the job is worth now, or take from others"
-            )
-        return "; ".join([*frozen, reason])
+        found: list[str] = []
+        for request in unit.requests:
+            key = (request.partition, frozenset(request.gpus))
+            if key not in self._impossible:
+                self._impossible[key] = reasons.impossible(self._views, request)
+            if self._impossible[key]:
+                return self._impossible[key]
+            names = self._near(request)
+            if self._looks < len(names):
+                return "no room: jobs of more weight come first"
+            self._looks -= len(names)
+            for name in names:
+                draft, node = self._drafts[name], self._nodes.get(name)
+                why = (
+                    reasons.on_node(node, draft, request, self._frozen(name))
+                    if node
+                    else never(draft.view, request)
+                )
+                found.append(why)
+        said = list(dict.fromkeys(filter(None, found)))
+        if not all(found) or not said:
+            said.append("what could be changed for it costs more than it is worth, or is not enough")
+        return "; ".join(said)
 
     def _near(self, request: JobRequest) -> list[str]:
         """The nodes to look at: all, or the first ones that the job could run on."""
-        names = [v.name for v in self._views if not self._frozen(v.name)]
+        names = [v.name for v in self._views]
         if len(names) <= CLOSE:
             return names
-        able = [v.name for v in self._views if not never(v, request)]
-        return (able or names)[:LOOKED_AT]
+        able = (
+            self._fleet.nodes[at].name
+            for pool in self._pools.eligible(request)
+            for at in self._pools.nodes[pool]
+        )
+        return list(itertools.islice(able, LOOKED_AT)) or names[:1]
 
-    def _with_wait(self, reason: str, request: JobRequest) -> str:
-        waits = self._held.get(request.job_id)
-        if waits is None and not request.het_job:
-            nearby = {name: self._drafts[name] for name in self._near(request)}
-            waits = planner.wait_for(nearby, request, self._fences)
-            self._drafts.update(nearby)
-        return "; ".join(filter(None, (reason, waits or "")))
+    def _wait(self, request: JobRequest) -> str:
+        """Withhold for the job where it can run first, or fence; why it waits."""
+        nearby = {n: self._drafts[n] for n in self._near(request) if not self._frozen(n)}
+        waits = planner.wait_for(nearby, request, self._fences)
+        self._drafts.update(nearby)
+        return waits
 
     def _refuse(self, unit: Unit, reason: str) -> None:
         for request in unit.requests:

@@ -140,14 +140,16 @@ def _room(node: Node, member: Member, number: int) -> int:
 
 def _until_arranged(node: Node, changed: list[int]) -> int:
     """Take changes back until the slots can be arranged; how many."""
-    for lost in range(len(changed)):
+    lost = 0
+    while changed:
         try:
             node.arranged()
         except ArrangementError:
             node.revert(changed.pop())
+            lost += 1
         else:
-            return lost
-    return len(changed)
+            break
+    return lost
 
 
 def _revert_wasted(node: Node) -> None:

@@ -1,8 +1,9 @@
 """Random clusters and queues for the planner's benchmark and property tests, from a seed.
 
-Nodes have one model each, GPUs cut into a few usual layouts. Jobs take the lowest free index of a
-type, as Slurm does: a node is filled to 80 % and jobs then end at random until 60 % is busy, so
-that the hulls have holes.
+What waits is what Slurm cannot start: every instance of two compute slices and more is busy, and
+what is idle is too small. Nodes have one model each, GPUs cut into a few usual layouts. Jobs take the
+lowest free index of a type, as Slurm does: the small ones were filled further, and jobs then ended
+at random until 60 % of all instances are busy, so that their hulls have holes.
 """
 
 from __future__ import annotations
@@ -162,16 +163,16 @@ def _gpu(index: int, model: str, profiles: tuple[Profile, ...], placements: list
 
 
 def _busy(dice: random.Random, types: list[str], share: float) -> set[int]:
-    """Indexes that jobs have: each type filled from its lowest, then thinned at random."""
+    """Indexes that jobs have."""
     runs: dict[str, list[int]] = defaultdict(list)
     for index, gres_type in enumerate(types):
         if not is_filler(gres_type):
             runs[gres_type].append(index)
-    taken = {i for run in runs.values() for i in run[: round(len(run) * (share + 0.2))]}
-    wanted = round(sum(map(len, runs.values())) * share)
-    for index in dice.sample(sorted(taken), max(0, len(taken) - wanted)):
-        taken.discard(index)
-    return taken
+    small = [i for name, run in runs.items() if name.startswith("1g") for i in run]
+    large = {i for name, run in runs.items() if not name.startswith("1g") for i in run}
+    wanted = max(0, round((len(small) + len(large)) * share) - len(large))
+    filled = small[: min(len(small), wanted + len(small) // 5)]
+    return large | set(dice.sample(filled, min(wanted, len(filled))))
 
 
 def _queue(dice: random.Random, views: list[NodeView], jobs: int) -> tuple[JobRequest, ...]:
@@ -180,8 +181,8 @@ def _queue(dice: random.Random, views: list[NodeView], jobs: int) -> tuple[JobRe
     for n in range(jobs):
         view = dice.choice(views)
         by_slices = plain(view.gpus[0].profiles)
-        kinds = sorted(by_slices)
-        slices = dice.choices(kinds, [{1: 2, 2: 4, 3: 5, 4: 3, 7: 3}[k] for k in kinds])[0]
+        kinds = [k for k in sorted(by_slices) if k > 1]
+        slices = dice.choices(kinds, [{2: 4, 3: 5, 4: 3, 7: 3}[k] for k in kinds])[0]
         count = dice.choices((1, 2, 4), (27, 2, 1))[0] if slices < 4 else 1
         partition = sorted(view.slurm.partitions)[dice.random() < 0.7]
         features = (frozenset({"nvme"}),) if dice.random() < 0.15 else ()
