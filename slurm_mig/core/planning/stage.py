@@ -21,7 +21,7 @@ from slurm_mig.core.planning.units import Pools, Unit
 from slurm_mig.core.planning.weights import Weights
 from slurm_mig.errors import ArrangementError
 
-FINE_GAP = 0.002
+FINE_GAP = 0.005
 """The fine programme need not be solved to the end: the coarse one is what proves the value."""
 
 Solve = Callable[[Programme, float], Solution]
