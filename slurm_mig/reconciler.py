@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
-from slurm_mig.core import conditions, demand, planner, policy, publish, slots, submit
+from slurm_mig.core import conditions, demand, policy, publish, slots, submit
 from slurm_mig.core.model import (
     Gpu,
     JobRequest,
@@ -20,6 +20,7 @@ from slurm_mig.core.model import (
     Refusal,
     SlurmNode,
 )
+from slurm_mig.core.planning import plan as planner
 from slurm_mig.core.records import CycleReport, ManagedNode, NodeFacts, Phase, Transaction
 from slurm_mig.errors import SlurmMigError
 from slurm_mig.executor import Executor, Outcome, orphaned
@@ -131,9 +132,7 @@ class Reconciler:
         preempting = demand.by_preemption(waiting, seen.views, now)
         waiting = [r for r in waiting if r.job_id not in preempting]
         baselines = {name: node.baselines for name, node in managed.items()}
-        wanted = demand.whole_jobs(
-            lambda requests: planner.plan(seen.views, requests, baselines), waiting
-        )
+        wanted = planner.plan(seen.views, waiting, baselines, planner.Rules(), now)
         plan = policy.review(wanted, waiting, managed, self._rules, now)
         left = (Refusal(job, reason) for job, reason in preempting.items())
         return replace(plan, refusals=(*plan.refusals, *left))

@@ -353,6 +353,7 @@ class JobRequest:
     submit_time: int = 0
     reason: str = ""
     patience: Patience = Patience.WITHHOLD
+    account: str = ""
     het_job: int = 0
     """The heterogeneous job that this is a component of: all start together. 0: none."""
     time_limit_s: int = 0
@@ -420,6 +421,31 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class Quality:
+    """How good a plan is: the objective, and the proof."""
+
+    value: int
+    """Points: what the served jobs are worth less what the changes cost (docs/planner.md)."""
+    bound: int
+    """No plan can be worth more."""
+    proven: bool
+    """The bound is the optimum of the programme over classes, not only an estimate."""
+    worth: int = 0
+    """What the served jobs are worth."""
+    cost: int = 0
+    """What the changes cost."""
+    classes: int = 0
+    gpus: int = 0
+    refused_by_hulls: int = 0
+    """Layouts that the programme wanted and no node could have beside its running jobs."""
+
+    @property
+    def gap(self) -> float:
+        """The share of the bound that the plan falls short of it."""
+        return max(0.0, 1 - self.value / self.bound) if self.bound > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What one cycle wants to do, and why it leaves the rest alone."""
 
@@ -428,3 +454,5 @@ class Plan:
     startable: tuple[int, ...] = ()
     """Jobs that can start on what is there now: not unmet demand."""
     notes: tuple[str, ...] = field(default=())
+    quality: Quality | None = None
+    """None from a planner that proves nothing."""

@@ -50,14 +50,14 @@ def plan(
         for _ in range(min(request.tasks, limit)):
             if _start_as_is(drafts, request):
                 startable.append(request.job_id)
-            elif (reason := _reshape_for(drafts, request)) is not None:
-                waits = _wait_for(drafts, request, fences)
+            elif (reason := reshape_for(drafts, request)) is not None:
+                waits = wait_for(drafts, request, fences)
                 refusals.append(
                     Refusal(request.job_id, "; ".join(filter(None, (reason, waits))), request.label)
                 )
                 break
     changes = [
-        change for name, draft in drafts.items() if (change := fences.get(name) or _change(draft))
+        change for name, draft in drafts.items() if (change := fences.get(name) or change_of(draft))
     ]
     return Plan(tuple(changes), tuple(refusals), tuple(dict.fromkeys(startable)))
 
@@ -77,7 +77,7 @@ def _start_as_is(drafts: dict[str, NodeDraft], request: JobRequest) -> bool:
     return True
 
 
-def _reshape_for(drafts: dict[str, NodeDraft], request: JobRequest) -> str | None:
+def reshape_for(drafts: dict[str, NodeDraft], request: JobRequest) -> str | None:
     """Promise a reshape that lets the job start; otherwise the reason why not."""
     impossible = _impossible(drafts.values(), request)
     if impossible:
@@ -120,7 +120,7 @@ def _impossible(drafts: Iterable[NodeDraft], request: JobRequest) -> str:
     return ""
 
 
-def _wait_for(
+def wait_for(
     drafts: dict[str, NodeDraft], request: JobRequest, fences: dict[str, NodeChange]
 ) -> str:
     """Withhold what is idle, or wait behind a fence, where the job can run first; why it waits."""
@@ -270,7 +270,7 @@ def _in_the_way(draft: NodeDraft, gres_type: str) -> str:
     return f"no room for {gres_type}: in use by {others or 'waiting jobs of higher priority'}"
 
 
-def _change(draft: NodeDraft) -> NodeChange | None:
+def change_of(draft: NodeDraft) -> NodeChange | None:
     """The node's change with leftover room filled from its baseline, or None.
 
     What was withheld for a job that needs it no longer is offered again.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -221,7 +222,7 @@ def test_two_users_on_one_gpu(cluster: ManagedCluster) -> None:
     alice = cluster.submit(CUDA_JOB, "--gres=gpu:1g.5gb:1", "-p", "a100")
     bob = cluster.submit(OTHERS, "--gres=gpu:1g.5gb:1", "-p", "a100", user="bob")
     for job in (alice, bob):
-        cluster.wait_for(lambda job=job: cluster.reports(job, "first"), 30, f"{job} to compute")
+        cluster.wait_for(partial(cluster.reports, job, "first"), 30, f"{job} to compute")
     hers, his = cluster.reports(alice, "first")[0], cluster.reports(bob, "first")[0]
     assert hers["gpu"] == his["gpu"]
     assert hers["uuid"] != his["uuid"]

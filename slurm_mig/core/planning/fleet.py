@@ -1,0 +1,424 @@
+"""The managed nodes as the planner works on them: what is free, spoken for, and may be destroyed.
+
+A `Node` is a draft: jobs claim devices on it, GPUs get targets, and it can say at any moment
+whether a job would fit and whether its slots could be arranged. Never does it give away what is
+busy, or twice what it has.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from slurm_mig.core import slots
+from slurm_mig.core.draft import NodeDraft
+from slurm_mig.core.model import (
+    Device,
+    Gpu,
+    JobRequest,
+    Layout,
+    NodeCondition,
+    NodeView,
+    Profile,
+    is_filler,
+)
+from slurm_mig.core.planning.options import Option
+from slurm_mig.core.planning.shapes import Shape
+
+WHOLE = -1
+"""Stands for the whole GPU where a placement's number is expected."""
+
+_filler = functools.cache(is_filler)
+
+Spot = tuple[int, int]
+"""(position of the GPU in its node, number of the placement in its shape, or WHOLE)."""
+
+
+@dataclass(slots=True)
+class Draft:
+    """One GPU: sets of placements as codes of its shape."""
+
+    gpu: Gpu
+    shape: Shape
+    busy: int = 0
+    claimed: int = 0
+    """Idle, but a waiting job starts on it as it is, or it is held for one."""
+    idle: int = 0
+    baseline: int = 0
+    whole_type: str = ""
+    whole_busy: bool = False
+    """Whole, and allocated, in use or spoken for."""
+    switchable: bool = False
+    frozen: str = ""
+    """Why nothing may change here now."""
+    target: Option | None = None
+    """Chosen by the plan; None: as it is."""
+    taken: int = 0
+    """What of the target's new instances a waiting job will have."""
+    withheld: int = 0
+    """Idle, there, and not offered: offered again, it serves whoever fits."""
+
+    @property
+    def fixed(self) -> int:
+        return self.busy | self.claimed
+
+    @property
+    def wasted(self) -> bool:
+        """It is to change, and no job gets anything from it."""
+        return self.target is not None and not self.taken and not self.whole_busy
+
+    @property
+    def mig_after(self) -> bool:
+        return self.target.mig if self.target else self.gpu.mig
+
+    @property
+    def after(self) -> int:
+        """The placements that there will be."""
+        if self.target is None:
+            return self.fixed | self.idle
+        return self.fixed | (self.idle & ~self.target.destroyed) | self.target.created
+
+
+@dataclass
+class Node:
+    """One node; `free` has what a job could have now or, for planned devices, after the change."""
+
+    view: NodeView
+    drafts: list[Draft]
+    cpus: int
+    memory_mib: int
+    free: dict[str, list[Spot]] = field(default_factory=dict)
+    """By type, in the order in which Slurm gives them away: by index, planned ones last."""
+    holes: dict[str, int] = field(default_factory=dict)
+    """By busy type: free devices that must remain of it, so that its hull is whole."""
+    idle_of: Counter[str] = field(default_factory=Counter)
+    """By type: devices that are not busy."""
+    room: dict[str, int] = field(default_factory=dict)
+    """By busy type: how many free devices there can be at indexes in and beside its hull."""
+    gap: int = 0
+    """The longest run of indexes between hulls: room for a type that is not busy."""
+    gained: Counter[str] = field(default_factory=Counter)
+    """By type: what changed GPUs have more of than before."""
+    serves: list[int] = field(default_factory=list)
+    frozen: str = ""
+    possible: frozenset[str] = frozenset()
+    """Types that it has or could have."""
+
+    @property
+    def name(self) -> str:
+        return self.view.name
+
+    def fits(self, request: JobRequest) -> bool:
+        """True if one node's share of the job could start here, on what `free` has."""
+        if request.cpus > self.cpus or request.memory_mib > self.memory_mib:
+            return False
+        if request.exclusive and self.cpus < self.view.slurm.cpus:
+            return False
+        return all(len(self.free.get(t, ())) >= n for t, n in request.gpus.items())
+
+    def claim(self, request: JobRequest) -> bool:
+        """Give the job its devices; they are destroyed by nothing from now on.
+
+        True if one of them is not offered yet: the node must change for the job.
+        """
+        taken: list[Spot] = []
+        for gres_type, count in request.gpus.items():
+            pool = self.free[gres_type]
+            taken += pool[:count]
+            del pool[:count]
+        planned = False
+        for position, number in taken:
+            draft = self.drafts[position]
+            if number == WHOLE:
+                planned = planned or draft.target is not None
+                draft.whole_busy = True
+            elif draft.target is not None and draft.target.created >> number & 1:
+                planned = True
+                draft.taken |= 1 << number
+            else:
+                planned = planned or bool(draft.withheld >> number & 1)
+                draft.idle &= ~(1 << number)
+                draft.claimed |= 1 << number
+        self.cpus = 0 if request.exclusive else self.cpus - request.cpus
+        self.memory_mib -= request.memory_mib
+        return planned
+
+    def keep(self, draft: NodeDraft) -> None:
+        """Take over what was decided for this node before: what is held or about to go is not
+        ours to give away, and GPUs that change already change no more."""
+        for position, mine in enumerate(self.drafts):
+            index = mine.gpu.index
+            gone = mine.shape.code(p for g, p in draft.destroyed if g == index)
+            held = {p for g, p in (*draft.promised, *draft.claimed) if g == index and p is not None}
+            kept = mine.shape.code(p for p in held if p in mine.gpu.layout) & mine.idle
+            mine.idle &= ~(gone | kept)
+            mine.claimed |= kept
+            if (
+                gone
+                or draft.modes.get(index) is not None
+                or any(g == index for g, _ in draft.created)
+            ):
+                mine.frozen = "changes for another job"
+            for name, spots in self.free.items():
+                self.free[name] = [
+                    (at, n) for at, n in spots if at != position or n == WHOLE or mine.idle >> n & 1
+                ]
+        self.cpus, self.memory_mib = draft.cpus, draft.memory_mib
+
+    def give(self, draft: NodeDraft) -> None:
+        """Hand over what was decided here."""
+        for mine in self.drafts:
+            index, shape = mine.gpu.index, mine.shape
+            draft.claimed |= {(index, shape.placements[n]) for n in shape.numbers(mine.claimed)}
+            if mine.target is not None:
+                option = mine.target
+                draft.created |= {
+                    (index, shape.placements[n]) for n in shape.numbers(option.created)
+                }
+                draft.destroyed |= {
+                    (index, shape.placements[n]) for n in shape.numbers(option.destroyed)
+                }
+                draft.withheld -= draft.destroyed
+                draft.claimed |= {(index, shape.placements[n]) for n in shape.numbers(mine.taken)}
+                draft.set_mode(mine.gpu, mig=option.mig)
+            if mine.whole_busy and not mine.mig_after:
+                draft.claimed.add((index, None))
+        draft.serves += self.serves
+        draft.cpus, draft.memory_mib = self.cpus, self.memory_mib
+
+    @property
+    def touched(self) -> bool:
+        """Something was decided here."""
+        return bool(self.serves) or any(d.claimed or d.target or d.whole_busy for d in self.drafts)
+
+    def offer_again(self) -> None:
+        """What is withheld, and not held for a job that waits for more, is free too."""
+        for position, draft in enumerate(self.drafts):
+            for number in draft.shape.numbers(draft.withheld & draft.idle):
+                name = draft.shape.placements[number].profile
+                self.free.setdefault(name, []).append((position, number))
+
+    def spare(self, gres_type: str) -> int | None:
+        """How many free devices of a type its hull can do without; None where it needs none."""
+        holes = self.holes.get(gres_type)
+        return None if holes is None else self.idle_of[gres_type] - self.gained[gres_type] - holes
+
+    def growth(self, gres_type: str) -> int:
+        """How many more free devices of a type the order of the slots has room for."""
+        return self.room.get(gres_type, self.gap) - self.idle_of[gres_type]
+
+    def change_allowed(self, position: int, option: Option) -> bool:
+        """False when a hull would lose an instance that it needs, or be in the way of one more (a
+        quick test: `arranged` is the exact one). What other GPUs of the node gain makes up for
+        nothing."""
+        shape = self.drafts[position].shape
+        created, destroyed = shape.counts(option.created), shape.counts(option.destroyed)
+        if any(n - destroyed.get(t, 0) > self.growth(t) for t, n in created.items()):
+            return False
+        return all(
+            n - created.get(t, 0) <= spare
+            for t, n in destroyed.items()
+            if (spare := self.spare(t)) is not None
+        )
+
+    def change(self, position: int, option: Option) -> None:
+        """Take the option for the GPU; what it creates is free, what it destroys is not."""
+        draft = self.drafts[position]
+        draft.target = option
+        self._note_gain(draft, option, 1)
+        for number in draft.shape.numbers(option.destroyed):
+            name = draft.shape.placements[number].profile
+            self.idle_of[name] -= 1
+            if (position, number) in self.free.get(name, ()):
+                self.free[name].remove((position, number))
+        if not draft.gpu.mig and option.mig:
+            self.free[draft.whole_type].remove((position, WHOLE))
+            self.idle_of[draft.whole_type] -= 1
+        for number in draft.shape.numbers(option.created):
+            name = draft.shape.placements[number].profile
+            self.idle_of[name] += 1
+            self.free.setdefault(name, []).append((position, number))
+        if draft.gpu.mig and not option.mig:
+            self.free.setdefault(draft.whole_type, []).append((position, WHOLE))
+            self.idle_of[draft.whole_type] += 1
+
+    def _note_gain(self, draft: Draft, option: Option, sign: int) -> None:
+        lost = draft.shape.counts(option.destroyed)
+        for name, n in draft.shape.counts(option.created).items():
+            self.gained[name] += sign * max(0, n - lost.get(name, 0))
+
+    def revert(self, position: int) -> None:
+        """Back to as it is. Nothing that the target creates may be claimed."""
+        draft = self.drafts[position]
+        option = draft.target
+        if option is None:
+            return
+        draft.target = None
+        self._note_gain(draft, option, -1)
+        for number in draft.shape.numbers(option.created):
+            name = draft.shape.placements[number].profile
+            self.idle_of[name] -= 1
+            self.free[name].remove((position, number))
+        if draft.gpu.mig and not option.mig:
+            self.free[draft.whole_type].remove((position, WHOLE))
+            self.idle_of[draft.whole_type] -= 1
+        for number in draft.shape.numbers(option.destroyed):
+            name = draft.shape.placements[number].profile
+            self.idle_of[name] += 1
+            self.free.setdefault(name, []).append((position, number))
+        if not draft.gpu.mig and option.mig:
+            self.free.setdefault(draft.whole_type, []).append((position, WHOLE))
+            self.idle_of[draft.whole_type] += 1
+
+    def copy(self) -> Node:
+        """A draft to try something on; `view` and shapes are shared."""
+        return replace(
+            self,
+            drafts=[replace(draft) for draft in self.drafts],
+            free={t: list(spots) for t, spots in self.free.items()},
+            idle_of=Counter(self.idle_of),
+            gained=Counter(self.gained),
+            serves=list(self.serves),
+        )
+
+    def arranged(self) -> tuple[Device, ...]:
+        """The slots after the change, guard left out. Raises ArrangementError (a hull)."""
+        total = len(self.view.slots) - 1
+        busy = {i: self.view.slots[i] for i in self.view.busy if i < total}
+        taken = {device.key for device in busy.values()}
+        return slots.arrange(total, busy, (d for d in self._devices() if d.key not in taken))
+
+    def _devices(self) -> Iterator[Device]:
+        for draft in self.drafts:
+            if draft.mig_after:
+                for number in draft.shape.numbers(draft.after):
+                    yield slots.planned_device(draft.gpu.index, draft.shape.placements[number])
+            else:
+                yield Device(draft.whole_type, (), "", draft.gpu.index)
+
+
+class Fleet:
+    """Every node that may serve jobs, and the shapes of their GPUs."""
+
+    def __init__(
+        self,
+        views: Sequence[NodeView],
+        baselines: Mapping[str, Mapping[int, Layout]],
+        frozen: Mapping[str, str],
+    ) -> None:
+        self._shapes: dict[tuple[Profile, ...], Shape] = {}
+        self._possible_of: dict[frozenset[tuple[int, str, bool, bool]], frozenset[str]] = {}
+        self.nodes = [
+            self._node(view, baselines.get(view.name, {}), frozen.get(view.name, ""))
+            for view in views
+            if view.condition is NodeCondition.USABLE
+        ]
+
+    @property
+    def shapes(self) -> list[Shape]:
+        return list(self._shapes.values())
+
+    def copy(self) -> Fleet:
+        """The same fleet, to try something on."""
+        other = Fleet((), {}, {})
+        other._shapes = self._shapes
+        other.nodes = [node.copy() for node in self.nodes]
+        return other
+
+    def _shape(self, profiles: tuple[Profile, ...]) -> Shape:
+        found = self._shapes.get(profiles)
+        if found is None:
+            found = self._shapes[profiles] = Shape(profiles)
+        return found
+
+    def _node(self, view: NodeView, baseline: Mapping[int, Layout], frozen: str) -> Node:
+        drafts = [self._draft(gpu, view, baseline.get(gpu.index), frozen) for gpu in view.gpus]
+        slurm = view.slurm
+        node = Node(
+            view, drafts, slurm.cpus - slurm.cpus_alloc, slurm.memory_mib - slurm.memory_alloc_mib,
+            frozen=frozen,
+        )  # fmt: skip
+        node.possible = self._possible(drafts)
+        position = {draft.gpu.index: n for n, draft in enumerate(drafts)}
+        busy = (
+            view.busy
+            if any(i.pids for g in view.gpus for i in g.instances) or any(g.pids for g in view.gpus)
+            else view.slurm.busy
+        )
+        spans: dict[str, list[int]] = {}
+        for index, device in enumerate(view.slots):
+            at = position.get(device.gpu)
+            if at is None or _filler(device.type):
+                continue
+            draft = drafts[at]
+            number = WHOLE
+            if device.placement is not None:
+                bit = draft.shape.bit.get(device.placement)
+                if bit is None or not draft.gpu.mig:
+                    continue
+                number = bit.bit_length() - 1
+            if index in busy:
+                spans.setdefault(device.type, []).append(index)
+                if number == WHOLE:
+                    draft.whole_busy = True
+                else:
+                    draft.busy |= 1 << number
+                    draft.idle &= ~(1 << number)
+            else:
+                node.idle_of[device.type] += 1
+                node.free.setdefault(device.type, []).append((at, number))
+        for held in view.withheld:
+            draft = drafts[position[held.gpu]]
+            draft.withheld = draft.shape.code(held.placements) & draft.idle
+            for placement in held.placements:
+                node.idle_of[placement.profile] += 1
+        _measure(node, spans, len(view.slots) - 1)
+        for gres_type, indexes in spans.items():
+            holes = indexes[-1] - indexes[0] + 1 - len(indexes)
+            if holes:
+                node.holes[gres_type] = holes
+        return node
+
+    def _possible(self, drafts: Sequence[Draft]) -> frozenset[str]:
+        kinds = frozenset((id(d.shape), d.whole_type, d.gpu.mig, d.switchable) for d in drafts)
+        found = self._possible_of.get(kinds)
+        if found is None:
+            cut = {name for d in drafts if d.gpu.mig or d.switchable for name in d.shape.profiles}
+            whole = {d.whole_type for d in drafts if d.switchable or not d.gpu.mig}
+            found = self._possible_of[kinds] = frozenset(cut | whole)
+        return found
+
+    def _draft(self, gpu: Gpu, view: NodeView, baseline: Layout | None, frozen: str) -> Draft:
+        shape = self._shape(gpu.profiles)
+        return Draft(
+            gpu,
+            shape,
+            idle=shape.code(i.placement for i in gpu.instances if not i.pids),
+            busy=shape.code(i.placement for i in gpu.instances if i.pids),
+            baseline=shape.code(p for p in baseline or () if p in shape.bit),
+            whole_type=view.whole_types.get(gpu.index, _whole_type(gpu, view)),
+            whole_busy=not gpu.mig and bool(gpu.pids),
+            switchable=gpu.index in view.switchable,
+            frozen=frozen,
+        )
+
+
+def _measure(node: Node, spans: Mapping[str, Sequence[int]], total: int) -> None:
+    """The room beside each hull, and the longest gap."""
+    hulls = sorted((indexes[0], indexes[-1], gres_type) for gres_type, indexes in spans.items())
+    starts = [0, *(high + 1 for _, high, _ in hulls)]
+    ends = [*(low for low, _, _ in hulls), total]
+    gaps = [end - start for start, end in zip(starts, ends, strict=True)]
+    node.gap = max(gaps)
+    for n, (low, high, gres_type) in enumerate(hulls):
+        holes = high - low + 1 - len(spans[gres_type])
+        node.room[gres_type] = holes + gaps[n] + gaps[n + 1]
+
+
+def _whole_type(gpu: Gpu, view: NodeView) -> str:
+    """Type of a GPU without MIG, from the slot that it has."""
+    if gpu.mig:
+        return ""
+    return next((d.type for d in view.slots if d.gpu == gpu.index and not is_filler(d.type)), "")

@@ -1,0 +1,247 @@
+"""What can be made of one GPU now, and at what cost: its options.
+
+An option is a target layout, seen from the programme: how many free instances of each wanted type
+it offers, and what it costs. Of all target layouts only those count that no other one beats in
+both. Instances are destroyed only where something new stands in their way, and only wanted types
+are created (the room left over is filled later, at no cost): every other target is beaten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from slurm_mig.core.planning.shapes import Shape
+from slurm_mig.core.planning.weights import Weights
+
+Supply = tuple[int, ...]
+"""Free instances of each wanted type, in the order of the types asked for."""
+
+Loss = tuple[int, ...]
+"""Of each type that hulls need: how many idle instances fewer there are; never less than 0."""
+
+Offer = tuple[Supply, Loss, int]
+"""What an option offers, what hulls lose by it, and what it costs: all that the programme sees."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A GPU, as far as its options depend on it. Sets of placements are the shape's codes."""
+
+    fixed: int = 0
+    """Placements that nothing may destroy: busy, or spoken for."""
+    idle: int = 0
+    """Placements that may be destroyed."""
+    baseline: int = 0
+    mig: bool = True
+    whole: int = -1
+    """Position of the GPU's whole type among the wanted types; -1 when it is not wanted."""
+    whole_free: bool = False
+    """It is whole and free now."""
+    switchable: bool = False
+    resets: bool = False
+    frozen: bool = False
+    """Nothing may change here now; what is idle still counts."""
+    spare: tuple[int, ...] = ()
+    """Of each type that hulls need: how many of the idle ones the node can do without; -1: all."""
+    growth: tuple[int, ...] = ()
+    """Of each wanted type: for how many more the node's slots have room; empty: for any number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A target: what is created and destroyed to get there."""
+
+    supply: Supply
+    cost: int
+    created: int = 0
+    destroyed: int = 0
+    mig: bool = True
+    changes: bool = True
+    loss: Loss = ()
+
+
+class OptionTable:
+    """Options of one shape's GPUs for a list of wanted types; each state is worked out once.
+
+    `guarded` are the types of which hulls on some node need free instances.
+    """
+
+    def __init__(
+        self, shape: Shape, types: Sequence[str], guarded: Sequence[str], weights: Weights
+    ) -> None:
+        self._shape = shape
+        self._weights = weights
+        self._wanted = [
+            (n, shape.of_profile[t]) for n, t in enumerate(types) if t in shape.profiles
+        ]
+        self._width = len(types)
+        self._guarded = [shape.of_profile.get(t, 0) for t in guarded]
+        self._among = 0
+        for _, bits in self._wanted:
+            self._among |= bits
+        self._by_size = sorted(
+            {(p.size, m) for p, m in zip(shape.placements, shape.memory, strict=True)}, reverse=True
+        )
+        self._known: dict[State, tuple[Option, ...]] = {}
+
+    def of(self, state: State) -> tuple[Option, ...]:
+        """The options that no other one beats; the first is to leave the GPU as it is."""
+        found = self._known.get(state)
+        if found is None:
+            stay, changes = self._stay(state), self._changes(state)
+            bearable = (option for option in changes if self._bearable(state, option))
+            found = self._known[state] = _unbeaten([stay, *bearable])
+        return found
+
+    def _bearable(self, state: State, option: Option) -> bool:
+        """Hulls allow the change, as far as one GPU can tell."""
+        losses = zip(option.loss, state.spare, strict=True)
+        if any(lost > spare for lost, spare in losses if spare >= 0):
+            return False
+        return not state.growth or all(
+            (option.created & bits).bit_count() - (option.destroyed & bits).bit_count()
+            <= state.growth[n]
+            for n, bits in self._wanted
+        )
+
+    def room(self, growth: Sequence[int]) -> tuple[int, ...]:
+        """A node's growth as one GPU sees it: no more than it could ever use."""
+        found = [0] * self._width if growth else []
+        for n, bits in self._wanted if growth else ():
+            found[n] = min(growth[n], bits.bit_count())
+        return tuple(found)
+
+    def clipped(self, idle: int, spares: Sequence[int]) -> tuple[int, ...]:
+        """A node's spares as one GPU sees them: no more than it has itself."""
+        return tuple(
+            spare if spare <= 0 else min(spare, (idle & bits).bit_count())
+            for spare, bits in zip(spares, self._guarded, strict=True)
+        )
+
+    def _loss(self, state: State, created: int, destroyed: int) -> Loss:
+        return tuple(
+            max(0, (destroyed & bits).bit_count() - (created & bits).bit_count())
+            if spare >= 0
+            else 0
+            for bits, spare in zip(self._guarded, state.spare, strict=True)
+        )
+
+    def _stay(self, state: State) -> Option:
+        if state.mig:
+            nothing = (0,) * len(self._guarded)
+            return Option(self._supply(state.idle), 0, changes=False, loss=nothing)
+        supply = self._whole(state) if state.whole_free else (0,) * self._width
+        return Option(supply, 0, mig=False, changes=False, loss=(0,) * len(self._guarded))
+
+    def _changes(self, state: State) -> Iterator[Option]:
+        if state.frozen:
+            return
+        if not state.mig:
+            if state.switchable and state.whole_free:
+                yield from self._from_whole(state)
+            return
+        free_before = self._largest_free(self._memory(state.fixed))
+        displaced_before = self._displaced(state, state.fixed)
+        for created in self._shape.additions(state.fixed, self._among & ~state.idle):
+            if created:
+                new = state.fixed | created
+                cost = (
+                    self._weights.publish
+                    + self._weights.create * created.bit_count()
+                    + self._weights.room * (free_before - self._largest_free(self._memory(new)))
+                    + self._weights.baseline * (self._displaced(state, new) - displaced_before)
+                )
+                for kept in self._keepable(new, state.idle):
+                    gone = state.idle & ~kept
+                    yield Option(
+                        self._supply(kept | created),
+                        cost + self._weights.destroy * gone.bit_count(),
+                        created,
+                        gone,
+                        loss=self._loss(state, created, gone),
+                    )
+        if state.switchable and not state.fixed and state.whole >= 0:
+            cost = self._mode_cost(state) + self._weights.destroy * state.idle.bit_count()
+            lost = (self._shape.placements[n].size for n in self._shape.numbers(state.baseline))
+            cost += self._weights.baseline * sum(lost)
+            cost += self._weights.room * free_before
+            loss = self._loss(state, 0, state.idle)
+            yield Option(self._whole(state), cost, 0, state.idle, mig=False, loss=loss)
+
+    def _from_whole(self, state: State) -> Iterator[Option]:
+        for created in self._shape.additions(0, self._among):
+            if created:
+                cost = self._mode_cost(state) + self._weights.create * created.bit_count()
+                loss = self._loss(state, created, 0)
+                yield Option(self._supply(created), cost, created, loss=loss)
+
+    def _mode_cost(self, state: State) -> int:
+        cost = self._weights.publish + self._weights.mode
+        return cost + self._weights.reset if state.resets else cost
+
+    def _keepable(self, new: int, idle: int) -> Iterator[int]:
+        """The largest sets of idle placements that can stay beside what is new."""
+        clear = idle
+        for number in self._shape.numbers(new):
+            clear &= ~self._shape.overlapping[number]
+        if not clear:
+            yield 0
+            return
+        if self._shape.fits(new | clear):
+            yield clear
+            return
+        fitting = sorted(self._shape.additions(new, clear), key=int.bit_count, reverse=True)
+        largest: list[int] = []
+        for kept in fitting:
+            if not any(kept & other == kept for other in largest):
+                largest.append(kept)
+                yield kept
+
+    def _supply(self, code: int) -> Supply:
+        supply = [0] * self._width
+        for n, bits in self._wanted:
+            supply[n] = (code & bits).bit_count()
+        return tuple(supply)
+
+    def _whole(self, state: State) -> Supply:
+        return tuple(int(n == state.whole) for n in range(self._width))
+
+    def _memory(self, code: int) -> int:
+        mask = 0
+        for number in self._shape.numbers(code):
+            mask |= self._shape.memory[number]
+        return mask
+
+    def _largest_free(self, memory: int) -> int:
+        """Memory slices of the largest placement that is clear of the mask."""
+        return next((size for size, mask in self._by_size if not mask & memory), 0)
+
+    def _displaced(self, state: State, code: int) -> int:
+        """Memory slices of the baseline's placements that cannot be beside the set."""
+        lost = 0
+        for number in self._shape.numbers(state.baseline & ~code):
+            if code & self._shape.overlapping[number]:
+                lost += self._shape.placements[number].size
+        return lost
+
+
+def _unbeaten(options: Sequence[Option]) -> tuple[Option, ...]:
+    """One option for each offer that no other one beats in supply, loss and cost; by cost."""
+    best: dict[tuple[Supply, Loss], Option] = {}
+    for option in options:
+        known = best.get((option.supply, option.loss))
+        if known is None or (option.changes, option.cost) < (known.changes, known.cost):
+            best[option.supply, option.loss] = option
+    kept: list[Option] = []
+    for option in sorted(best.values(), key=lambda o: (o.changes, o.cost, o.supply, o.loss)):
+        if not any(_beats(other, option) for other in kept):
+            kept.append(option)
+    return tuple(kept)
+
+
+def _beats(one: Option, other: Option) -> bool:
+    """For one that costs no more."""
+    return all(a >= b for a, b in zip(one.supply, other.supply, strict=True)) and all(
+        a <= b for a, b in zip(one.loss, other.loss, strict=True)
+    )

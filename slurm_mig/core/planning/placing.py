@@ -1,0 +1,110 @@
+"""Finds nodes for jobs on what is free or planned, quickly for thousands of both.
+
+Nodes are kept by pool and type while they have a free device of it; what did not fit once is not
+tried again until something was added.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+
+from slurm_mig.core.model import JobRequest
+from slurm_mig.core.planning.fleet import Fleet, Node
+from slurm_mig.core.planning.units import Kind, Pools, Unit
+
+Size = tuple[Kind, tuple[tuple[str, int], ...], int, int, int]
+"""All that decides whether a job fits: kind, gpus, nodes, CPUs, memory."""
+
+NOWHERE: deque[int] = deque()
+
+
+def size_of(request: JobRequest, pools: Pools) -> Size:
+    gpus = tuple(sorted(request.gpus.items()))
+    return pools.kind(request), gpus, request.nodes, request.cpus, request.memory_mib
+
+
+class Places:
+    """Where jobs go. Claims are made on the fleet's nodes."""
+
+    def __init__(self, fleet: Fleet, pools: Pools) -> None:
+        self._nodes = fleet.nodes
+        self._pools = pools
+        self._having: dict[tuple[int, str], deque[int]] = {}
+        self._hopeless: set[Size] = set()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Devices were added: look at every node again."""
+        self._having = {}
+        self._hopeless = set()
+        for pool, positions in enumerate(self._pools.nodes):
+            for position in positions:
+                for gres_type, spots in self._nodes[position].free.items():
+                    if spots:
+                        self._having.setdefault((pool, gres_type), deque()).append(position)
+
+    def added(self, position: int) -> None:
+        """This node has more to give than it had."""
+        pool = self._pools.of_node[position]
+        for gres_type, spots in self._nodes[position].free.items():
+            having = self._having.setdefault((pool, gres_type), deque())
+            if spots and position not in having:
+                having.append(position)
+        self._hopeless = set()
+
+    def place(self, unit: Unit) -> bool:
+        """Claim nodes for the whole unit; False (and nothing claimed) when it does not fit."""
+        sizes = [size_of(r, self._pools) for r in unit.requests]
+        if any(size in self._hopeless for size in sizes):
+            return False
+        if len(sizes) > 1:
+            return self._together(unit)
+        found = self._find(unit.requests[0])
+        if found is None:
+            self._hopeless.add(sizes[0])
+            return False
+        for position in found:
+            self._claim(position, unit.requests[0])
+        return True
+
+    def _claim(self, position: int, request: JobRequest) -> None:
+        node = self._nodes[position]
+        if node.claim(request):
+            node.serves.append(request.job_id)
+
+    def _together(self, unit: Unit) -> bool:
+        """Nodes for every component, tried on copies: components may share a node."""
+        tried: dict[int, Node] = {}
+        chosen: list[tuple[int, JobRequest]] = []
+        for request in unit.requests:
+            found = self._find(request, tried)
+            if found is None:
+                return False
+            for position in found:
+                tried.setdefault(position, self._nodes[position].copy()).claim(request)
+                chosen.append((position, request))
+        for position, request in chosen:
+            self._claim(position, request)
+        return True
+
+    def _find(
+        self, request: JobRequest, tried: Mapping[int, Node] | None = None
+    ) -> list[int] | None:
+        """So many nodes as the request asks for, each of which fits its share."""
+        found: list[int] = []
+        for position in self._candidates(request):
+            node = tried[position] if tried and position in tried else self._nodes[position]
+            if node.fits(request):
+                found.append(position)
+                if len(found) == request.nodes:
+                    return found
+        return None
+
+    def _candidates(self, request: JobRequest) -> Iterator[int]:
+        for pool in self._pools.eligible(request):
+            lists = [(self._having.get((pool, t), NOWHERE), t) for t in request.gpus]
+            shortest, gres_type = min(lists, key=lambda entry: len(entry[0]))
+            while shortest and not self._nodes[shortest[0]].free.get(gres_type):
+                shortest.popleft()
+            yield from shortest

@@ -1,0 +1,337 @@
+"""The planner: from views and waiting jobs to a plan, proven as far as it can be.
+
+Called by the reconciler, by `slurm-mig plan` and by the benchmark, with the same answer for the
+same question. In order: what is held for a job that waited already; what starts as it is, now or
+soon; the programme over classes for the rest; the second stage on nodes; then, for each job that
+gets nothing, why, and what is withheld for it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from slurm_mig.core import planner
+from slurm_mig.core.draft import NodeDraft, never
+from slurm_mig.core.model import (
+    JobRequest,
+    Layout,
+    NodeChange,
+    NodeView,
+    Patience,
+    Plan,
+    Quality,
+    Refusal,
+    is_filler,
+)
+from slurm_mig.core.planning import highs, reasons
+from slurm_mig.core.planning.classes import CLOSE, problem
+from slurm_mig.core.planning.fleet import Fleet, Node
+from slurm_mig.core.planning.placing import Places, Size, size_of
+from slurm_mig.core.planning.programme import Programme, Solution
+from slurm_mig.core.planning.stage import Staged, Task, stage
+from slurm_mig.core.planning.units import Pools, Unit, pools_of, slices_of, units_of
+from slurm_mig.core.planning.weights import Weights
+
+LOOKED_AT = 4
+"""How many nodes are looked at for a reason, or for a place to withhold, in a large cluster."""
+
+EXPLAINED = 200
+"""So many times a node is looked at for reasons; then jobs that wait are only counted."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the site wants of a plan."""
+
+    weights: Weights = field(default_factory=Weights)
+    time_limit_s: float = 10.0
+    """For the programme; what is found by then is taken, with its gap."""
+    soon_s: float = 0.0
+    """A job that running jobs make room for within so long, by their time limits, is no demand."""
+    per_user: int = 0
+    """How many jobs of one user may cause changes at a time; 0: any number."""
+    per_account: int = 0
+    withhold_jobs: int = 4
+    """For how many waiting jobs instances may be withheld, or a node fenced, at a time."""
+    frozen: Mapping[str, str] = field(default_factory=dict)
+    """Nodes on which nothing may change now, and why. What is free there still counts."""
+
+
+def plan(
+    views: Sequence[NodeView],
+    requests: Iterable[JobRequest],
+    baselines: Mapping[str, Mapping[int, Layout]] | None = None,
+    rules: Rules | None = None,
+    now: float = 0.0,
+) -> Plan:
+    """The plan for `requests`, which are in the order in which Slurm would start them.
+
+    `baselines` gives, per node and GPU index, the layout that fills room nobody asked for.
+    """
+    return _Planning(views, list(requests), baselines or {}, rules or Rules(), now).plan()
+
+
+class _Planning:
+    """One run of the planner."""
+
+    def __init__(
+        self,
+        views: Sequence[NodeView],
+        requests: Sequence[JobRequest],
+        baselines: Mapping[str, Mapping[int, Layout]],
+        rules: Rules,
+        now: float,
+    ) -> None:
+        self._views = views
+        self._requests = requests
+        self._rules = rules
+        self._now = now
+        self._drafts = {v.name: NodeDraft.of(v, baselines.get(v.name, {})) for v in views}
+        self._fences: dict[str, NodeChange] = {}
+        self._held: dict[int, str] = {}
+        self._given: set[int] = set()
+        self._fleet = Fleet(views, baselines, rules.frozen)
+        self._pools = Pools((), (), {}, timed=False)
+        self._nodes: dict[str, Node] = {}
+        self._impossible: dict[tuple[str, frozenset[str]], str] = {}
+        self._looks = EXPLAINED
+        self._refusals: dict[int, Refusal] = {}
+
+    def plan(self) -> Plan:
+        self._holdings()
+        for node in self._fleet.nodes:
+            if not self._drafts[node.name].untouched or self._drafts[node.name].goals:
+                node.keep(self._drafts[node.name])
+        units = self._units()
+        pools = self._pools = pools_of(self._fleet, units)
+        places = Places(self._fleet, pools)
+        startable = [unit for unit in units if places.place(unit)]
+        for node in self._fleet.nodes:
+            node.offer_again()
+        started = {id(unit) for unit in startable}
+        demand = self._capped(
+            self._not_soon([unit for unit in units if id(unit) not in started], pools)
+        )
+        staged, quality = self._best(demand, pools)
+        self._fleet = staged.fleet
+        for node in self._fleet.nodes:
+            if node.touched:
+                node.give(self._drafts[node.name])
+        self._nodes = {node.name: node for node in self._fleet.nodes}
+        self._release(staged.served)
+        self._explain(staged.left)
+        changes = [change for v in self._views if (change := self._change(v.name))]
+        return Plan(
+            tuple(changes),
+            tuple(self._refusals.values()),
+            tuple(dict.fromkeys(r.job_id for unit in startable for r in unit.requests)),
+            quality=quality,
+        )
+
+    def _units(self) -> list[Unit]:
+        most = sum(len(view.slots) for view in self._views)
+        slices = slices_of(self._fleet)
+        wanted = [r for r in self._requests if r.job_id not in self._given]
+        return units_of(wanted, slices, self._rules.weights, most)
+
+    def _holdings(self) -> None:
+        """Serve the jobs for which instances are withheld if that is possible now; else go on
+        withholding, before anybody else may want them."""
+        holding = {
+            job: [v.name for v in self._views if any(job in w.jobs for w in v.withheld)]
+            for v in self._views
+            for w in v.withheld
+            for job in w.jobs
+        }
+        for request in self._requests:
+            names = holding.get(request.job_id)
+            if not names or request.patience is not Patience.WITHHOLD or request.het_job:
+                continue
+            here = {name: self._drafts[name] for name in names if not self._frozen(name)}
+            if here and planner.reshape_for(here, request) is None:
+                self._drafts.update(here)
+                if request.tasks == 1:
+                    self._given.add(request.job_id)
+            else:
+                self._held[request.job_id] = planner.wait_for(self._drafts, request, self._fences)
+
+    def _frozen(self, name: str) -> str:
+        return self._rules.frozen.get(name, "")
+
+    def _not_soon(self, units: Sequence[Unit], pools: Pools) -> list[Unit]:
+        """Without those that running jobs will have made room for in a while."""
+        if not self._rules.soon_s:
+            return list(units)
+        until = self._now + self._rules.soon_s
+        soon = [_ending(node, until) for node in self._fleet.nodes]
+        kept = []
+        for unit in units:
+            request = unit.requests[0]
+            at = None if unit.several else _where(request, pools, self._fleet, soon)
+            if at is None:
+                kept.append(unit)
+                continue
+            soon[at].subtract(request.gpus)
+            self._refuse(unit, f"starts by itself within {self._rules.soon_s:g} s, when running "
+                               f"jobs on {self._fleet.nodes[at].name} have ended")  # fmt: skip
+        return kept
+
+    def _capped(self, units: Sequence[Unit]) -> list[Unit]:
+        """Without what is beyond the caps per user and account."""
+        count: Counter[tuple[str, str]] = Counter()
+        kept = []
+        for unit in units:
+            request = unit.requests[0]
+            caps = (
+                (("user", request.user), self._rules.per_user),
+                (("account", request.account), self._rules.per_account),
+            )
+            over = next((who for who, cap in caps if cap and count[who] >= cap), None)
+            if over is None:
+                count.update(who for who, _ in caps)
+                kept.append(unit)
+            else:
+                cap = dict(caps)[over]
+                self._refuse(unit, f"{cap} job(s) of {over[0]} {over[1]} may cause changes at once")
+        return kept
+
+    def _best(self, units: Sequence[Unit], pools: Pools) -> tuple[Staged, Quality]:
+        """The programme, and its best realisation on nodes."""
+        gpus = sum(len(node.drafts) for node in self._fleet.nodes)
+        if not units:
+            return Staged(self._fleet), Quality(0, 0, proven=True, gpus=gpus)
+        weights = self._rules.weights
+        coarse = problem(self._fleet, pools, units, weights)
+        bound = self._solve(coarse.programme, 0.0)
+        task = Task(pools, units, coarse, bound, weights, self._solve)
+        found = [stage(self._fleet.copy(), task, hard_first=False)]
+        if len(self._fleet.nodes) <= CLOSE and any(unit.several for unit in units):
+            found.append(stage(self._fleet.copy(), task, hard_first=True))
+        best = max(found, key=lambda staged: staged.value)
+        worth = sum(unit.value for unit in best.served)
+        quality = Quality(
+            best.value,
+            max(best.value, round(bound.value * (1 + bound.gap))),
+            bound.gap == 0,
+            worth,
+            worth - best.value,
+            len(coarse.programme.classes),
+            gpus,
+            best.refused_by_hulls,
+        )
+        return best, quality
+
+    def _solve(self, programme: Programme, rel_gap: float) -> Solution:
+        return highs.solve(programme, self._rules.time_limit_s, rel_gap)
+
+    def _release(self, served: Iterable[Unit]) -> None:
+        """What was withheld for a job that is served elsewhere now is free again."""
+        done = {unit.job_id for unit in served}
+        for draft in self._drafts.values():
+            draft.goals = [goal for goal in draft.goals if not done.issuperset(goal.jobs)]
+
+    def _explain(self, left: Sequence[Unit]) -> None:
+        """Why each job gets nothing, and what is withheld for it until it can."""
+        known: dict[Size, str] = {}
+        order = {id(r): n for n, r in enumerate(self._requests)}
+        waiting = len(self._held)
+        for unit in sorted(left, key=lambda u: order[id(u.requests[0])]):
+            request = unit.requests[0]
+            if request.job_id in self._refusals:
+                continue
+            size = size_of(request, self._pools)
+            if size not in known:
+                known[size] = self._reason(unit)
+            waits = self._held.get(request.job_id, "")
+            if not waits and waiting < self._rules.withhold_jobs and not request.het_job:
+                waits = self._wait(request)
+                waiting += bool(waits)
+            self._refuse(unit, "; ".join(filter(None, (known[size], waits))))
+
+    def _reason(self, unit: Unit) -> str:
+        """Why one job of its kind gets nothing."""
+        found: list[str] = []
+        for request in unit.requests:
+            key = (request.partition, frozenset(request.gpus))
+            if key not in self._impossible:
+                self._impossible[key] = reasons.impossible(self._views, request)
+            if self._impossible[key]:
+                return self._impossible[key]
+            names = self._near(request)
+            if self._looks < len(names):
+                return "no room: jobs of more weight come first"
+            self._looks -= len(names)
+            for name in names:
+                draft, node = self._drafts[name], self._nodes.get(name)
+                why = (
+                    reasons.on_node(node, draft, request, self._frozen(name))
+                    if node
+                    else never(draft.view, request)
+                )
+                found.append(why)
+        said = list(dict.fromkeys(filter(None, found)))
+        if not all(found) or not said:
+            said.append(
+                "what could be changed for it costs more than it is worth, or is not enough"
+            )
+        return "; ".join(said)
+
+    def _near(self, request: JobRequest) -> list[str]:
+        """The nodes to look at: all, or the first ones that the job could run on."""
+        names = [v.name for v in self._views]
+        if len(names) <= CLOSE:
+            return names
+        able = (
+            self._fleet.nodes[at].name
+            for pool in self._pools.eligible(request)
+            for at in self._pools.nodes[pool]
+        )
+        return list(itertools.islice(able, LOOKED_AT)) or names[:1]
+
+    def _wait(self, request: JobRequest) -> str:
+        """Withhold for the job where it can run first, or fence; why it waits."""
+        nearby = {n: self._drafts[n] for n in self._near(request) if not self._frozen(n)}
+        waits = planner.wait_for(nearby, request, self._fences)
+        self._drafts.update(nearby)
+        return waits
+
+    def _refuse(self, unit: Unit, reason: str) -> None:
+        for request in unit.requests:
+            refusal = Refusal(request.job_id, reason, request.label)
+            self._refusals.setdefault(request.job_id, refusal)
+
+    def _change(self, name: str) -> NodeChange | None:
+        draft = self._drafts[name]
+        if name in self._fences:
+            return self._fences[name]
+        if draft.untouched and not draft.view.withheld:
+            return None
+        return planner.change_of(draft)
+
+
+def _ending(node: Node, until: float) -> Counter[str]:
+    """Devices of a node that jobs will have left by then, by type."""
+    return Counter(
+        node.view.slots[index].type
+        for allocation in node.view.slurm.allocations
+        if 0 < allocation.end_time <= until
+        for index in allocation.indexes
+        if index < len(node.view.slots) and not is_filler(node.view.slots[index].type)
+    )
+
+
+def _where(
+    request: JobRequest, pools: Pools, fleet: Fleet, soon: Sequence[Counter[str]]
+) -> int | None:
+    """A node on which the job can start when what ends soon has ended."""
+    for pool in pools.eligible(request):
+        for at in pools.nodes[pool]:
+            if any(soon[at].values()) and all(
+                soon[at][t] + len(fleet.nodes[at].free.get(t, ())) >= n
+                for t, n in request.gpus.items()
+            ):
+                return at
+    return None

@@ -1,0 +1,155 @@
+"""What waits, as the planner sees it: units that start together, and the nodes where they may.
+
+Nodes on which the same jobs may run form a pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+from slurm_mig.core import conditions
+from slurm_mig.core.model import JobRequest, SlurmNode
+from slurm_mig.core.planning.fleet import Fleet
+from slurm_mig.core.planning.weights import Weights, level
+
+Kind = tuple[Hashable, ...]
+"""All that decides on which nodes a job may run at all: see `Pools.kind`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What starts together: a job, a task of an array, or a heterogeneous job with all its
+    components. Two tasks of one array are equal, and two units."""
+
+    requests: tuple[JobRequest, ...]
+    value: int
+    """Points for serving it."""
+
+    @property
+    def job_id(self) -> int:
+        return self.requests[0].job_id
+
+    @property
+    def several(self) -> bool:
+        """It needs more than one instance: they must come together somehow."""
+        return len(self.requests) > 1 or any(
+            r.nodes > 1 or sum(r.gpus.values()) > 1 for r in self.requests
+        )
+
+
+@dataclass(frozen=True)
+class Pools:
+    """Nodes on which the same jobs may run."""
+
+    of_node: tuple[int, ...]
+    nodes: tuple[tuple[int, ...], ...]
+    """Positions of the nodes of each pool."""
+    admitting: Mapping[Kind, tuple[int, ...]]
+    timed: bool
+    """Some node has a reservation to come: how long a job may run decides too."""
+
+    def kind(self, request: JobRequest) -> Kind:
+        return _kind(request, timed=self.timed)
+
+    def eligible(self, request: JobRequest) -> tuple[int, ...]:
+        """The pools that the job may use."""
+        return self.admitting.get(self.kind(request), ())
+
+
+def _kind(request: JobRequest, *, timed: bool) -> Kind:
+    return (
+        request.partition,
+        request.features,
+        request.required_nodes,
+        request.excluded_nodes,
+        request.reservation,
+        request.exclusive,
+        request.time_limit_s if timed else 0,
+        frozenset(request.gpus),
+    )
+
+
+def admits(node: SlurmNode, request: JobRequest) -> bool:
+    """True if the job may run on the node, its gpus and its load apart."""
+    if node.name in request.excluded_nodes:
+        return False
+    if request.required_nodes and node.name not in request.required_nodes:
+        return False
+    if not any(p in node.partitions for p in request.partition.split(",")):
+        return False
+    if request.features and not any(wanted <= node.features for wanted in request.features):
+        return False
+    return not conditions.barred(node, request)
+
+
+def slices_of(fleet: Fleet) -> dict[str, int]:
+    """Compute slices by type; a whole GPU has all of its model, or 7 where that is unknown."""
+    found: dict[str, int] = {}
+    for shape in fleet.shapes:
+        for name, profile in shape.profiles.items():
+            found[name] = max(found.get(name, 0), profile.compute_slices)
+    for node in fleet.nodes:
+        for draft in node.drafts:
+            if draft.whole_type:
+                mine = draft.shape.compute_slices or 7
+                found[draft.whole_type] = max(found.get(draft.whole_type, 0), mine)
+    return found
+
+
+def units_of(
+    requests: Sequence[JobRequest],
+    slices: Mapping[str, int],
+    weights: Weights,
+    most_tasks: int = 1 << 20,
+) -> list[Unit]:
+    """Requests to units, in their order, with what each is worth; of an array no more tasks than
+    `most_tasks`."""
+    together: dict[tuple[str, int], list[JobRequest]] = {}
+    for n, request in enumerate(requests):
+        # Slurm starts a heterogeneous job whole or not at all.
+        key = ("het", request.het_job) if request.het_job else ("job", n)
+        together.setdefault(key, []).append(request)
+    highest = max((r.priority for r in requests), default=0)
+    units = []
+    for parts in together.values():
+        size = sum(r.nodes * n * slices.get(t, 1) for r in parts for t, n in r.gpus.items())
+        points = weights.job * level(parts[0].priority, highest) * size
+        tasks = max(1, min(parts[0].tasks, most_tasks))
+        units += [Unit(tuple(parts), points) for _ in range(tasks)]
+    return units
+
+
+def pools_of(fleet: Fleet, units: Sequence[Unit]) -> Pools:
+    """The nodes by what may run on them."""
+    timed = any(node.view.slurm.reservations for node in fleet.nodes)
+    kinds: dict[Kind, JobRequest] = {}
+    for unit in units:
+        for request in unit.requests:
+            kinds.setdefault(_kind(request, timed=timed), request)
+    wanted = list(kinds.values())
+    named = frozenset(n for r in wanted for n in r.required_nodes | r.excluded_nodes)
+    known: dict[Hashable, frozenset[int]] = {}
+    numbers: dict[frozenset[int], int] = {}
+    pool_of: list[int] = []
+    pools: list[list[int]] = []
+    for position, node in enumerate(fleet.nodes):
+        slurm = node.view.slurm
+        name = slurm.name if slurm.name in named or slurm.reservations else ""
+        alike = (slurm.partitions, slurm.features, name, bool(slurm.cpus_alloc), node.possible)
+        admitted = known.get(alike)
+        if admitted is None:
+            admitted = known[alike] = frozenset(
+                n for n, r in enumerate(wanted) if node.possible >= r.gpus.keys()
+                and admits(slurm, r)
+            )  # fmt: skip
+        pool = numbers.setdefault(admitted, len(numbers))
+        if pool == len(pools):
+            pools.append([])
+        pools[pool].append(position)
+        pool_of.append(pool)
+    admitting = {
+        key: tuple(pool for admitted, pool in numbers.items() if n in admitted)
+        for n, key in enumerate(kinds)
+    }
+    return Pools(tuple(pool_of), tuple(map(tuple, pools)), admitting, timed)

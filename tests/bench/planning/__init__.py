@@ -1,0 +1,1 @@
+"""Random clusters, and the planners that the benchmark compares with."""
