@@ -112,6 +112,8 @@ FilePath = Annotated[str, _matches(r"/[!-~]*", "should be an absolute path witho
 Command = Annotated[tuple[str, ...], Rule(_command)]
 GresType = Annotated[str, Rule(_gres_type)]
 Seconds = Annotated[float, _between(0, 86400)]
+Name = Annotated[str, _matches(r"[^\s,]+", "should be one name")]
+Points = Annotated[int, _between(0, 1_000_000)]
 Deadline = Annotated[float, _above_zero(3600)]
 
 
@@ -188,6 +190,12 @@ class GroupSettings:
     """Instances by profile on each GPU; None: the layout found at enrolment."""
     whole_type: Annotated[str, Rule(lambda text: text and _gres_type(text))] = ""
     mode_change: Annotated[str, _one_of("never", "resetless", "reset")] = "never"
+    reshape: bool = True
+    """No: these nodes stay as they are; what is free on them still counts."""
+    cooldown_s: Seconds | None = None
+    """Instead of the policy's."""
+    baseline_after_s: Seconds | None = None
+    """Instead of the policy's."""
 
 
 @dataclass(frozen=True)
@@ -222,8 +230,37 @@ class PolicySettings:
     reservations: tuple[
         Annotated[str, _matches(r"[^\s,]+", "should be a reservation's name")], ...
     ] = ()
+    withhold_jobs: Annotated[int, _between(0, 1000)] = 4
+    starts_soon_s: Seconds = 0.0
+    max_jobs_per_user: Annotated[int, _between(0, 100000)] = 0
+    max_jobs_per_account: Annotated[int, _between(0, 100000)] = 0
+    exclude_users: tuple[Name, ...] = ()
+    exclude_partitions: tuple[Name, ...] = ()
+    baseline_after_s: Seconds = 0.0
     settle_s: Annotated[float, _between(0, 3600)] = 10.0
     fence_deadline_s: Deadline = 60.0
+
+
+@dataclass(frozen=True)
+class WeightSettings:
+    """The objective's numbers, in points (docs/planner.md)."""
+
+    job: Points = 100
+    publish: Points = 20
+    create: Points = 2
+    destroy: Points = 4
+    room: Points = 2
+    baseline: Points = 1
+    mode: Points = 400
+    reset: Points = 400
+
+
+@dataclass(frozen=True)
+class PlannerSettings:
+    """How the planner decides."""
+
+    time_limit_s: Deadline = 10.0
+    weights: WeightSettings = WeightSettings()
 
 
 @dataclass(frozen=True)
@@ -238,6 +275,7 @@ class Settings:
     catalog: CatalogSettings = CatalogSettings()
     submit: SubmitSettings = SubmitSettings()
     policy: PolicySettings = PolicySettings()
+    planner: PlannerSettings = PlannerSettings()
 
 
 def load(path: Path) -> Settings:

@@ -117,9 +117,7 @@ def first_fit(given: Sample, cap_s: float) -> tuple[float, float | None]:
     """Seconds, and the value by the same objective; None when it does not end in time."""
     start = time.perf_counter()
     waiting = demand.waiting(given.requests)
-    value = in_time(
-        lambda: value_of(given.views, planner.plan(given.views, waiting), given), cap_s
-    )
+    value = in_time(lambda: value_of(given.views, planner.plan(given.views, waiting), given), cap_s)
     return time.perf_counter() - start, value
 
 
@@ -131,10 +129,11 @@ def value_of(views: Sequence[NodeView], made: Plan, given: Sample) -> int:
         unit.job_id: unit.value
         for unit in units_of(demand.waiting(given.requests), slices_of(fleet), weights)
     }
-    value = sum(worth[job] for job in {*made.startable, *(j for change in made.changes for j in change.serves)})
-    drafts = {
-        (node.name, draft.gpu.index): draft for node in fleet.nodes for draft in node.drafts
-    }
+    value = sum(
+        worth[job]
+        for job in {*made.startable, *(j for change in made.changes for j in change.serves)}
+    )
+    drafts = {(node.name, draft.gpu.index): draft for node in fleet.nodes for draft in node.drafts}
     costs = (
         price(drafts[change.node, part.gpu], part, weights)
         for change in made.changes
@@ -175,9 +174,7 @@ def solvers(size: int, given: Sample, cap_s: float) -> list[Claim]:
     answers: dict[str, tuple[float, Answer]] = {}
     for name in ("cp_sat", "highs"):
         start = time.perf_counter()
-        model = Ungrouped(
-            problem_of.fleet, problem_of.pools, problem_of.coarse, Weights()
-        )
+        model = Ungrouped(problem_of.fleet, problem_of.pools, problem_of.coarse, Weights())
         answer = model.by_cp_sat(cap_s) if name == "cp_sat" else model.by_highs(cap_s)
         answers[name] = (time.perf_counter() - start, answer)
         note(f"  {size} GPUs, {name}: {answers[name][0]:.1f} s, value {answer.value}, "

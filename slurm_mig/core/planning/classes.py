@@ -149,7 +149,12 @@ def problem(
         {(types.index(t), n) for u in units for r in u.requests for t, n in r.gpus.items() if n > 1}
     )
     survey = _Survey(fleet, tables, sorted({t for t, _ in several}))
-    groups = _grouped(_Parts(fleet, pools, types, survey.most, tight=tight, fine=fine and len(fleet.nodes) <= FEW), units)
+    groups = _grouped(
+        _Parts(
+            fleet, pools, types, survey.most, tight=tight, fine=fine and len(fleet.nodes) <= FEW
+        ),
+        units,
+    )
     wanted = [Group(parts, _tiers(found)) for parts, found in groups.items()]
     together = {
         (pool, t, n): sum(survey.most[at][t] // n for at in positions)

@@ -1,9 +1,9 @@
 """Random clusters and queues for the planner's benchmark and property tests, from a seed.
 
 What waits is what Slurm cannot start: every instance of two compute slices and more is busy, and
-what is idle is too small. Nodes have one model each, GPUs cut into a few usual layouts. Jobs take the
-lowest free index of a type, as Slurm does: the small ones were filled further, and jobs then ended
-at random until 60 % of all instances are busy, so that their hulls have holes.
+what is idle is too small. Nodes have one model each, GPUs cut into a few usual layouts. Jobs take
+the lowest free index of a type, as Slurm does: the small ones were filled further, and jobs then
+ended at random until 60 % of all instances are busy, so that their hulls have holes.
 """
 
 from __future__ import annotations

@@ -141,9 +141,7 @@ class Ungrouped:
 
     constant: int = 0
 
-    def _hulls(
-        self, pool: int, draft: Draft, there: dict[int, int], spares: list[int]
-    ) -> None:
+    def _hulls(self, pool: int, draft: Draft, there: dict[int, int], spares: list[int]) -> None:
         for n, gres_type in enumerate(self._tables.guarded):
             bits = draft.shape.of_profile.get(gres_type, 0)
             idle = (draft.idle & bits).bit_count()
@@ -188,5 +186,3 @@ class Ungrouped:
         value = -self.constant - round(solver.objective_value)
         bound = -self.constant - solver.best_objective_bound
         return Answer(value, bound, status == cp_model.OPTIMAL)
-
-
