@@ -5,6 +5,7 @@ Called by the command line on the controller. Imports of heavy libraries happen 
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ from slurm_mig.adapters.slurmfiles import GresLine, SlurmFiles
 from slurm_mig.adapters.store import FileStore
 from slurm_mig.adapters.system import RealClock
 from slurm_mig.adapters.wake import Wake
-from slurm_mig.config import Settings
+from slurm_mig.config import GroupSettings, Settings
 from slurm_mig.core import submit
+from slurm_mig.core.planning.plan import Rules
+from slurm_mig.core.planning.weights import Weights
 from slurm_mig.core.policy import Policy
 from slurm_mig.core.records import CycleReport, ManagedNode, NodeFacts
 from slurm_mig.enrolment import (
@@ -34,6 +37,21 @@ from slurm_mig.enrolment import (
 from slurm_mig.errors import ConfigError
 from slurm_mig.executor import Executor, Limits
 from slurm_mig.reconciler import Reconciler
+
+
+def planning_rules(settings: Settings) -> Rules:
+    """What the planner goes by, whatever the nodes are."""
+    rules = settings.policy
+    return Rules(
+        weights=Weights(**dataclasses.asdict(settings.planner.weights)),
+        time_limit_s=settings.planner.time_limit_s,
+        soon_s=rules.starts_soon_s,
+        per_user=rules.max_jobs_per_user,
+        per_account=rules.max_jobs_per_account,
+        withhold_jobs=rules.withhold_jobs,
+        excluded_users=frozenset(rules.exclude_users),
+        excluded_partitions=frozenset(rules.exclude_partitions),
+    )
 
 
 @dataclass
@@ -75,9 +93,25 @@ class Assembly:
         )
 
     def reconciler(self) -> Reconciler:
-        clock = RealClock()
+        return Reconciler(
+            self.cluster,
+            self.nodes,
+            self.files,
+            self.store,
+            RealClock(),
+            self.executor(),
+            self.policy(),
+            self.faults,
+        )
+
+    def policy(self) -> Policy:
+        """The site's rules, those of its groups by node."""
         rules = self.settings.policy
-        policy = Policy(
+        group_of: dict[str, GroupSettings] = {}
+        for group in self.settings.groups:
+            for name in expand(group.nodes):
+                group_of.setdefault(name, group)
+        return Policy(
             rules.min_wait_s,
             rules.cooldown_s,
             rules.max_nodes_in_transition,
@@ -85,16 +119,13 @@ class Assembly:
             rules.fence_wait_s,
             self.settings.slurm.reconfigure_interval_s if self.by_reconfigure else 0.0,
             frozenset(rules.reservations),
-        )
-        return Reconciler(
-            self.cluster,
-            self.nodes,
-            self.files,
-            self.store,
-            clock,
-            self.executor(),
-            policy,
-            self.faults,
+            cooldowns={n: g.cooldown_s for n, g in group_of.items() if g.cooldown_s is not None},
+            baseline_after_s=rules.baseline_after_s,
+            baselines_after={
+                n: g.baseline_after_s for n, g in group_of.items() if g.baseline_after_s is not None
+            },
+            left_alone=frozenset(n for n, g in group_of.items() if not g.reshape),
+            planning=planning_rules(self.settings),
         )
 
     def faults(self, names: Collection[str]) -> dict[str, str]:

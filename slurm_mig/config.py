@@ -116,6 +116,8 @@ FilePath = Annotated[str, _matches(r"/[!-~]*", "should be an absolute path witho
 Command = Annotated[tuple[str, ...], Rule(_command)]
 GresType = Annotated[str, Rule(_gres_type)]
 Seconds = Annotated[float, _between(0, 86400)]
+Name = Annotated[str, _matches(r"[^\s,]+", "should be one name")]
+Points = Annotated[int, _between(0, 1_000_000)]
 Deadline = Annotated[float, _above_zero(3600)]
 
 
@@ -194,6 +196,12 @@ class GroupSettings:
     """Instances by profile on each GPU; None: the layout found at enrolment."""
     whole_type: Annotated[str, Rule(lambda text: text and _gres_type(text))] = ""
     mode_change: Annotated[str, _one_of("never", "resetless", "reset")] = "never"
+    reshape: bool = True
+    """No: these nodes stay as they are; what is free on them still counts."""
+    cooldown_s: Seconds | None = None
+    """Instead of the policy's."""
+    baseline_after_s: Seconds | None = None
+    """Instead of the policy's."""
 
 
 @dataclass(frozen=True)
@@ -241,8 +249,37 @@ class PolicySettings:
     reservations: tuple[
         Annotated[str, _matches(r"[^\s,]+", "should be a reservation's name")], ...
     ] = ()
+    withhold_jobs: Annotated[int, _between(0, 1000)] = 4
+    starts_soon_s: Seconds = 0.0
+    max_jobs_per_user: Annotated[int, _between(0, 100000)] = 0
+    max_jobs_per_account: Annotated[int, _between(0, 100000)] = 0
+    exclude_users: tuple[Name, ...] = ()
+    exclude_partitions: tuple[Name, ...] = ()
+    baseline_after_s: Seconds = 0.0
     settle_s: Annotated[float, _between(0, 3600)] = 10.0
     fence_deadline_s: Deadline = 60.0
+
+
+@dataclass(frozen=True)
+class WeightSettings:
+    """The objective's numbers, in points (docs/planner.md)."""
+
+    job: Points = 100
+    publish: Points = 20
+    create: Points = 2
+    destroy: Points = 4
+    room: Points = 2
+    baseline: Points = 1
+    mode: Points = 400
+    reset: Points = 400
+
+
+@dataclass(frozen=True)
+class PlannerSettings:
+    """How the planner decides."""
+
+    time_limit_s: Deadline = 10.0
+    weights: WeightSettings = WeightSettings()
 
 
 @dataclass(frozen=True)
@@ -258,6 +295,7 @@ class Settings:
     submit: SubmitSettings = SubmitSettings()
     wake: WakeSettings = WakeSettings()
     policy: PolicySettings = PolicySettings()
+    planner: PlannerSettings = PlannerSettings()
 
 
 def load(path: Path) -> Settings:

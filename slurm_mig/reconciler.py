@@ -132,7 +132,7 @@ class Reconciler:
         preempting = demand.by_preemption(waiting, seen.views, now)
         waiting = [r for r in waiting if r.job_id not in preempting]
         baselines = {name: node.baselines for name, node in managed.items()}
-        wanted = planner.plan(seen.views, waiting, baselines, planner.Rules(), now)
+        wanted = planner.plan(seen.views, waiting, baselines, self._rules.rules(managed, now), now)
         plan = policy.review(wanted, waiting, managed, self._rules, now)
         left = (Refusal(job, reason) for job, reason in preempting.items())
         return replace(plan, refusals=(*plan.refusals, *left))

@@ -6,9 +6,10 @@ Every refusal has a reason that `status` and `plan` show.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from slurm_mig.core.model import JobRequest, NodeChange, Patience, Plan, Refusal
+from slurm_mig.core.planning.plan import Rules
 from slurm_mig.core.records import ManagedNode
 
 
@@ -30,6 +31,38 @@ class Policy:
     change becomes due meanwhile then share one. 0 where no publication does."""
     reservations: frozenset[str] = frozenset()
     """Reservations whose nodes may be reshaped, for the jobs submitted into them."""
+    cooldowns: Mapping[str, float] = field(default_factory=dict)
+    """By node, instead of `cooldown_s`."""
+    baseline_after_s: float = 0.0
+    """How long after its last reshape an idle GPU gets its baseline back; 0: never."""
+    baselines_after: Mapping[str, float] = field(default_factory=dict)
+    """By node, instead of `baseline_after_s`."""
+    left_alone: frozenset[str] = frozenset()
+    """Nodes that the site wants to stay as they are."""
+    planning: Rules = field(default_factory=Rules)
+    """What the planner itself goes by."""
+
+    def cooldown(self, node: str) -> float:
+        return self.cooldowns.get(node, self.cooldown_s)
+
+    def rules(self, managed: Mapping[str, ManagedNode], now: float) -> Rules:
+        """The planner's rules now: what may not change, and what may go back to its baseline."""
+        frozen: dict[tuple[str, int], str] = {}
+        back: set[tuple[str, int]] = set()
+        for name, node in managed.items():
+            after = self.baselines_after.get(name, self.baseline_after_s)
+            for gpu, last in node.reshaped.items():
+                left = self.cooldown(name) - (now - last)
+                if left > 0:
+                    frozen[name, gpu] = f"was reshaped lately: cool-down for {left:.0f} s more"
+                elif after and now - last >= after:
+                    back.add((name, gpu))
+        return replace(
+            self.planning,
+            frozen=dict.fromkeys(self.left_alone, "the site's groups say reshape: false"),
+            frozen_gpus=frozen,
+            to_baseline=frozenset(back),
+        )
 
     def patience(self, unserved_s: float) -> Patience:
         """What may be done for a job that could not be served for this long.
@@ -90,8 +123,8 @@ def _objection(
 ) -> str:
     reshaped = node.reshaped if node else {}
     last = max((reshaped.get(part.gpu, 0.0) for part in change.gpus), default=0.0)
-    if now - last < policy.cooldown_s:
-        left = policy.cooldown_s - (now - last)
+    if now - last < policy.cooldown(change.node):
+        left = policy.cooldown(change.node) - (now - last)
         return f"{change.node} was reshaped lately: cool-down for {left:.0f} s more"
     jobs = _for_whom(change)
     # A change for nobody offers again what was withheld.

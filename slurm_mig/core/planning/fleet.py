@@ -307,7 +307,9 @@ class Fleet:
         views: Sequence[NodeView],
         baselines: Mapping[str, Mapping[int, Layout]],
         frozen: Mapping[str, str],
+        frozen_gpus: Mapping[tuple[str, int], str] | None = None,
     ) -> None:
+        self._frozen_gpus = frozen_gpus or {}
         self._shapes: dict[tuple[Profile, ...], Shape] = {}
         self._possible_of: dict[frozenset[tuple[int, str, bool, bool]], frozenset[str]] = {}
         self.nodes = [
@@ -401,7 +403,7 @@ class Fleet:
             whole_type=view.whole_types.get(gpu.index, _whole_type(gpu, view)),
             whole_busy=not gpu.mig and bool(gpu.pids),
             switchable=gpu.index in view.switchable,
-            frozen=frozen,
+            frozen=frozen or self._frozen_gpus.get((view.name, gpu.index), ""),
         )
 
 

@@ -34,6 +34,7 @@ from slurm_mig.core.planning.programme import Programme, Solution
 from slurm_mig.core.planning.stage import Staged, Task, stage
 from slurm_mig.core.planning.units import Pools, Unit, pools_of, slices_of, units_of
 from slurm_mig.core.planning.weights import Weights
+from slurm_mig.errors import ArrangementError
 
 LOOKED_AT = 4
 """How many nodes are looked at for a reason, or for a place to withhold, in a large cluster."""
@@ -58,6 +59,12 @@ class Rules:
     """For how many waiting jobs instances may be withheld, or a node fenced, at a time."""
     frozen: Mapping[str, str] = field(default_factory=dict)
     """Nodes on which nothing may change now, and why. What is free there still counts."""
+    frozen_gpus: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    """The same for single GPUs, by node and index."""
+    to_baseline: frozenset[tuple[str, int]] = frozenset()
+    """GPUs that get their baseline back if nobody uses them or waits for what they are."""
+    excluded_users: frozenset[str] = frozenset()
+    excluded_partitions: frozenset[str] = frozenset()
 
 
 def plan(
@@ -93,7 +100,7 @@ class _Planning:
         self._fences: dict[str, NodeChange] = {}
         self._held: dict[int, str] = {}
         self._given: set[int] = set()
-        self._fleet = Fleet(views, baselines, rules.frozen)
+        self._fleet = Fleet(views, baselines, rules.frozen, rules.frozen_gpus)
         self._pools = Pools((), (), {}, timed=False)
         self._nodes: dict[str, Node] = {}
         self._impossible: dict[tuple[str, frozenset[str]], str] = {}
@@ -123,7 +130,9 @@ class _Planning:
         self._nodes = {node.name: node for node in self._fleet.nodes}
         self._release(staged.served)
         self._explain(staged.left)
+        self._to_baseline()
         changes = [change for v in self._views if (change := self._change(v.name))]
+        changes.sort(key=self._urgency)
         return Plan(
             tuple(changes),
             tuple(self._refusals.values()),
@@ -185,6 +194,9 @@ class _Planning:
         kept = []
         for unit in units:
             request = unit.requests[0]
+            if excluded := self._excluded(request):
+                self._refuse(unit, excluded)
+                continue
             caps = (
                 (("user", request.user), self._rules.per_user),
                 (("account", request.account), self._rules.per_account),
@@ -197,6 +209,13 @@ class _Planning:
                 cap = dict(caps)[over]
                 self._refuse(unit, f"{cap} job(s) of {over[0]} {over[1]} may cause changes at once")
         return kept
+
+    def _excluded(self, request: JobRequest) -> str:
+        if request.user in self._rules.excluded_users:
+            return f"policy: jobs of user {request.user} cause no reshape"
+        if request.partition in self._rules.excluded_partitions:
+            return f"policy: jobs of partition {request.partition} cause no reshape"
+        return ""
 
     def _best(self, units: Sequence[Unit], pools: Pools) -> tuple[Staged, Quality]:
         """The programme, and its best realisation on nodes."""
@@ -302,6 +321,32 @@ class _Planning:
         for request in unit.requests:
             refusal = Refusal(request.job_id, reason, request.label)
             self._refusals.setdefault(request.job_id, refusal)
+
+    def _to_baseline(self) -> None:
+        """Give idle GPUs their baseline back, if nothing else is to be done on their node."""
+        for node in self._fleet.nodes:
+            draft = self._drafts[node.name]
+            if not draft.untouched or draft.view.withheld or node.frozen:
+                continue
+            trial = draft.copy()
+            for mine in node.drafts:
+                idle = mine.gpu.mig and not mine.fixed and not mine.frozen
+                wanted = draft.baseline.get(mine.gpu.index)
+                if idle and wanted and (node.name, mine.gpu.index) in self._rules.to_baseline:
+                    index, layout = mine.gpu.index, mine.gpu.layout
+                    trial.destroyed |= {(index, p) for p in layout - wanted}
+                    trial.created |= {(index, p) for p in wanted - layout}
+            try:
+                trial.arranged()
+            except ArrangementError:
+                continue
+            draft.take(trial)
+
+    def _urgency(self, change: NodeChange) -> int:
+        """The place in the queue of the first job that a change is for: it goes first."""
+        jobs = {*change.serves, *(job for held in change.withheld for job in held.jobs)}
+        places = (n for n, r in enumerate(self._requests) if r.job_id in jobs)
+        return next(places, len(self._requests))
 
     def _change(self, name: str) -> NodeChange | None:
         draft = self._drafts[name]

@@ -47,7 +47,7 @@ def on_node(node: Node, draft: NodeDraft, request: JobRequest, frozen: str) -> s
         while len(trial.free.get(gres_type, ())) < request.gpus[gres_type]:
             found = _best(trial, tables, n)
             if found is None:
-                return f"{node.name}: {_in_the_way(node, gres_type)}"
+                return f"{node.name}: {_cooling(node) or _in_the_way(node, gres_type)}"
             trial.change(*found)
     try:
         trial.arranged()
@@ -67,6 +67,12 @@ def _best(node: Node, tables: Tables, wanted: int) -> tuple[int, Option] | None:
     ]
     best = min(ways, key=lambda way: way[:2], default=None)
     return None if best is None else (best[1], best[2])
+
+
+def _cooling(node: Node) -> str:
+    """Why single GPUs may not change now."""
+    said = [f"GPU {d.gpu.index} {d.frozen}" for d in node.drafts if d.frozen]
+    return ", ".join(said)
 
 
 def _in_the_way(node: Node, gres_type: str) -> str:

@@ -33,8 +33,6 @@ class Weights:
     """For switching MIG on or off."""
     reset: int = 400
     """Besides, where switching resets the GPU."""
-    withhold: int = 1
-    """For each memory slice withheld, per minute that is expected to be waited."""
 
 
 def level(priority: int, highest: int) -> int:
