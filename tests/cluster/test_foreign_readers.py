@@ -16,17 +16,6 @@ from tests.testbed.cluster import A100, L40S, Cluster, NodeSpec
 PLUGINS = Path("/usr/lib/x86_64-linux-gnu/slurm-wlm")
 FETCHED = Path("/opt/slurm-mig/simulator")
 
-CONF = """\
-ClusterName=look
-SlurmctldHost=head
-AuthType=auth/munge
-GresTypes=gpu
-ProctrackType=proctrack/linuxproc
-SlurmdParameters=config_overrides
-NodeName=look-1 NodeHostname=look-1 CPUs=4 RealMemory=1000 Gres=gpu:8
-PartitionName=all Nodes=ALL
-"""
-
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Cluster]:
@@ -50,32 +39,34 @@ def test_slurms_nvml_plugin_lists_the_same_devices(site: Cluster, ours: dict[str
     """`slurmd -G` with AutoDetect=nvml, SchedMD's own reader of NVML."""
     version = site.run("slurmd", "-V").stdout.split()[1]
     site.run("cp", str(FETCHED / f"gpu_nvml-{version}.so"), str(PLUGINS / "gpu_nvml.so"))
-    site.run("mkdir", "/tmp/look")
-    site.write("/tmp/look/slurm.conf", CONF)
+    listed = json.loads(site.run("slurm-mig", "gres", "--json", node="look-1").stdout)
+    site.sh(
+        'cp -r /etc/slurm /tmp/look; sed -i "s/Gres=[^ ]*/Gres=$1/" /tmp/look/slurm.conf'.replace(
+            "$1", listed["gres"]
+        )
+    )
     site.write("/tmp/look/gres.conf", "AutoDetect=nvml\n")
     done = site.run(
-        "slurmd", "-G", "-N", "look-1", "-f", "/tmp/look/slurm.conf", node="look-1", check=False
-    )
+        "slurmd", "-G", "-vvv", "-N", "look-1", "-f", "/tmp/look/slurm.conf",
+        node="look-1", check=False,
+    )  # fmt: skip
     said = done.stdout + done.stderr
-    gres = [line for line in said.splitlines() if "Gres Name=gpu" in line]
-    seen = {
-        (found["type"], found["file"])
-        for line in gres
-        if (found := re.search(r"Type=(?P<type>\S+) .*File=(?P<file>\S+)", line))
-    }
-    parent = "nvidia_a100"
-    mine = {
-        (f"{parent}_{compute['name']}", f"{gpu['file']},{_caps(instance, compute)}")
+    seen = re.findall(r"Gres Name=gpu Type=(\S+) .*File=(\S+)", said)
+    mine = [
+        (compute["name"], f"{gpu['file']},{_caps(instance, compute)}")
         for gpu in ours["gpus"]
         for instance in gpu["instances"]
         for compute in instance["compute_instances"]
-    }
-    mine |= {("nvidia_l40s", gpu["file"]) for gpu in ours["gpus"] if not gpu["mig"]}
-    assert seen == mine, said
-    listed = json.loads(site.run("slurm-mig", "gres", "--json", node="look-1").stdout)
-    assert {tuple(sorted(d["files"])) for d in listed["devices"]} == {
-        tuple(sorted(files.split(","))) for _, files in seen
-    }
+    ]
+    mine += [("nvidia_l40s", gpu["file"]) for gpu in ours["gpus"] if not gpu["mig"]]
+    assert sorted(seen) == sorted(mine), said
+    assert sorted((d["type"], ",".join(d["files"])) for d in listed["devices"]) == sorted(mine)
+    detected = set(re.findall(r"Type:(\d\S+) .*UniqueId:(MIG-\S+)", said))
+    assert detected == {
+        (compute["name"], compute["uuid"])
+        for instance in ours["gpus"][0]["instances"]
+        for compute in instance["compute_instances"]
+    }, said
 
 
 def _caps(instance: dict[str, Any], compute: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The verbs about GPUs on running nodes: beside Slurm's jobs, through the controller, after a boot."""
+"""GPU verbs on running nodes: beside Slurm's jobs, through the controller, after a boot."""
 
 from __future__ import annotations
 
