@@ -1,4 +1,4 @@
-"""Slurm's word on jobs that have gpus of this node, for a GPU node without pyslurm: squeue.
+"""Slurm's word on jobs that have gpus of this node, for a GPU node without pyslurm: its commands.
 
 Never changes anything. Called only where slurmd runs.
 """
@@ -12,15 +12,29 @@ from slurm_mig.errors import UnreachableError
 
 TIMEOUT_S = 20.0
 STATES = "RUNNING,SUSPENDED,COMPLETING,CONFIGURING"
+FIELDS = ("tres-per-node", "tres-per-job", "tres-per-socket", "tres-per-task", "tres-alloc")
+"""Where a job's gpus show; in the last only where the site accounts for them."""
 
 
 def gpu_jobs(node: str) -> list[int]:
-    """Jobs on the node that have been allocated gpus. Raises UnreachableError: without Slurm's
-    word nothing may be taken away."""
-    command = [
-        "squeue", "--noheader", f"--nodelist={node}", f"--states={STATES}",
-        "--Format=JobID:20,tres-alloc:1000",
-    ]  # fmt: skip
+    """Jobs on the node that asked for gpus; all of its jobs where some have gpus without asking
+    (whole-node allocations). Raises UnreachableError: without Slurm's word nothing may go."""
+    words = ",".join(("JobID:20", *(f"{field}:300" for field in FIELDS)))
+    listed = _said(
+        "squeue", "--noheader", f"--nodelist={node}", f"--states={STATES}", f"--Format={words}"
+    )
+    jobs: dict[int, str] = {}
+    for line in listed.splitlines():
+        job, _, asked = line.strip().partition(" ")
+        if job.isdigit():
+            jobs[int(job)] = asked
+    asking = sorted(job for job, asked in jobs.items() if re.search(r"\bgpu\b", asked))
+    used = re.search(r"(?m)^\s*GresUsed=(\S*)", _said("scontrol", "show", "node", "-d", node))
+    some = used is not None and re.search(r"\bgpu:[^,()]*:[1-9]", used[1])
+    return asking or (sorted(jobs) if some else [])
+
+
+def _said(*command: str) -> str:
     try:
         done = subprocess.run(
             command,
@@ -36,9 +50,4 @@ def gpu_jobs(node: str) -> list[int]:
             f"slurmd runs here, but slurmctld cannot be asked which jobs have gpus: {detail}",
             hint="Nothing was touched. Stop slurmd if this node is to be changed without Slurm.",
         ) from error
-    found = set()
-    for line in done.stdout.splitlines():
-        job, _, tres = line.strip().partition(" ")
-        if job.isdigit() and re.search(r"\bgres/gpu\b", tres):
-            found.add(int(job))
-    return sorted(found)
+    return done.stdout

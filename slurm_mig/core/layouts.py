@@ -134,6 +134,8 @@ def change(gpu: Gpu, wanted: Wanted, busy: Layout = frozenset()) -> LayoutChange
     shapes = _shapes(gpu, wanted)
     choices = sorted(_choices(cuts, wanted.cuts, shapes, busy), key=lambda c: c.cost)
     for choice in choices:
+        if not geometry.fits(gpu, choice.fixed):
+            continue
         for added in geometry.ways_to_add(gpu, choice.fixed, choice.missing):
             return _as_change(gpu, choice, added, switch=switch)
     asked = ", ".join(_words(wanted))

@@ -46,9 +46,9 @@ def cases(gpu: Gpu) -> Iterator[tuple[Gpu, tuple[Placement, ...], Wanted]]:
         for _ in range(TARGETS):
             target = dice.choice(reachable)
             busy = tuple(p for p in sorted(start) if dice.random() < 0.3)
-            by_count = dict(Counter(p.profile for p in sorted(target)))
-            exact = Wanted(cuts=frozenset(Cut(p) for p in target))
-            wish = Wanted(devices=by_count) if dice.random() < 0.7 else exact
+            given = frozenset(Cut(p) for p in target if dice.random() < 0.3)
+            rest = Counter(p.profile for p in sorted(target) if Cut(p) not in given)
+            wish = Wanted(devices=dict(rest), cuts=given)
             yield with_cuts(gpu, [Cut(p) for p in sorted(start)], busy), busy, wish
 
 

@@ -83,6 +83,13 @@ def test_given_places_move_what_counts_would_leave() -> None:
     assert shown(part) == ([], ["3g.20gb@0"], ["3g.20gb@4"])
 
 
+def test_given_and_counted_ones_find_room_beside_each_other() -> None:
+    gpu = a100(*whole(*ones()))
+    wish = Wanted(devices={"1g.5gb": 4}, cuts=frozenset(whole(at("3g.20gb", 4))))
+    part = change(gpu, wish)
+    assert [str(p) for p in part.destroyed] == ["1g.5gb@4", "1g.5gb@5", "1g.5gb@6"]
+
+
 def test_mig_off_takes_everything_and_names_who_is_there() -> None:
     gpu = a100(*whole(at("3g.20gb", 0), at("3g.20gb", 4)))
     part = change(gpu, Wanted(mig=False), frozenset({at("3g.20gb", 4)}))

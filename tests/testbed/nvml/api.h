@@ -65,4 +65,12 @@ int mode_independent_queries(void);
 
 int copy_text(char *out, unsigned size, const char *text);
 
+/* A call that exists and that no GPU here supports. */
+#define NOT_THERE(name)                                                  \
+	API int name(struct handle *device)                              \
+	{                                                                \
+		int code = enter(#name, device, DEVICE);                    \
+		return code ? code : leave_with(NOT_SUPPORTED);          \
+	}
+
 #endif

@@ -489,13 +489,6 @@ int nvmlDeviceGetMPSComputeRunningProcesses_v3(struct handle *d, unsigned *n, vo
 
 /* -- what this node does not have -------------------------------------------------------------- */
 
-#define NOT_THERE(name)                                                  \
-	API int name(struct handle *device)                              \
-	{                                                                \
-		int code = enter(#name, device, DEVICE);                    \
-		return code ? code : leave_with(NOT_SUPPORTED);          \
-	}
-
 NOT_THERE(nvmlDeviceGetNvLinkState)
 NOT_THERE(nvmlDeviceGetNvLinkRemotePciInfo_v2)
 NOT_THERE(nvmlDeviceGetNvLinkRemotePciInfo)
@@ -505,17 +498,13 @@ NOT_THERE(nvmlDeviceSetApplicationsClocks)
 NOT_THERE(nvmlDeviceGetApplicationsClock)
 NOT_THERE(nvmlDeviceResetApplicationsClocks)
 NOT_THERE(nvmlDeviceGetClockInfo)
-NOT_THERE(nvmlDeviceGetUtilizationRates)
 NOT_THERE(nvmlDeviceGetProcessUtilization)
 NOT_THERE(nvmlDeviceGetTotalEnergyConsumption)
-NOT_THERE(nvmlDeviceGetPowerUsage)
 NOT_THERE(nvmlDeviceGetClock)
 NOT_THERE(nvmlDeviceGetMaxClockInfo)
 NOT_THERE(nvmlDeviceSetGpuLockedClocks)
 NOT_THERE(nvmlDeviceResetGpuLockedClocks)
 NOT_THERE(nvmlDeviceSetMemoryLockedClocks)
 NOT_THERE(nvmlDeviceResetMemoryLockedClocks)
-NOT_THERE(nvmlDeviceGetBAR1MemoryInfo)
-NOT_THERE(nvmlDeviceGetTemperature)
 NOT_THERE(nvmlDeviceGetEccMode)
 NOT_THERE(nvmlDeviceGetSerial)
