@@ -68,7 +68,7 @@ class _Part:
     @property
     def key(self) -> tuple[bool, int, int, int, int]:
         """Where it was begun; else the earliest end, the least idle, the last GPU."""
-        ends = max((a.end_time or NO_END for a in self.blocking.values()), default=NO_END)
+        ends = max((a.end_time or NO_END for a in self.blocking.values()), default=0)
         ends = NO_END if self.claimed else ends
         start = min((p.start for p in self.added), default=0)
         return (not self.known, ends, len(self.idle), -self.gpu.index, start)
@@ -95,11 +95,14 @@ def _goal(name: str, draft: NodeDraft, request: JobRequest) -> Goal | None:
                 return None
             goal.parts.append(part)
             _withhold(goal.draft, part, request)
-    return goal if goal.parts else None
+    # With nobody in the way hulls are: only a fence lets their jobs end without successors.
+    if any(p.blocking or p.claimed for p in goal.parts) or request.patience is Patience.FENCE:
+        return goal if goal.parts else None
+    return None
 
 
 def _parts(goal: Goal, gres_type: str, request: JobRequest) -> Iterator[_Part]:
-    """Every place that jobs with an end are in the way of, and nothing else is."""
+    """Every place where nothing is in the way but jobs, which have an end."""
     draft = goal.draft
     for gpu in draft.view.gpus:
         holders = draft.holders(gpu)
@@ -113,9 +116,7 @@ def _parts(goal: Goal, gres_type: str, request: JobRequest) -> Iterator[_Part]:
         kept = (promised - holders.keys()) | frozenset(chosen)
         for added in _placements(draft, gpu, gres_type, frozenset(kept)):
             part = _part(draft, gpu, added, holders, known=known)
-            # With none, hulls are in the way: only a fence lets their jobs end without successors.
-            if part.blocking or part.claimed or request.patience is Patience.FENCE:
-                yield part
+            yield part
 
 
 def _placements(draft: NodeDraft, gpu: Gpu, gres_type: str, kept: Layout) -> Iterator[Layout]:

@@ -2,7 +2,8 @@
 
 The simulated NVML takes the time that real hardware was published to take. For every
 configuration and every other wish by count both ways start from the same placements, in the same
-run; `apply` may keep what is there, the usual way may not. Also: how many NVML calls the inventory of a large node makes.
+run; `apply` may keep what is there, the usual way may not. Also: how many NVML calls the inventory
+of a large node makes.
 
     scripts/bench nvml [--json] [--every N]
 """

@@ -200,3 +200,11 @@ def test_instances_of_a_gpu_that_shall_become_whole_are_withheld() -> None:
     change = only(planner.plan([view], [job(1, {"a100": 1})]).changes)
     kept: frozenset[Placement] = change.withheld[0].placements
     assert kept == frozenset(ones()) - {at("1g.5gb", 0)}
+
+
+def test_what_is_idle_is_withheld_too_for_a_job_that_needs_more() -> None:
+    """`gpu:a100:2` with one GPU idle and one busy: others must not take the idle one meanwhile."""
+    gpus = [gpu(A100, 0, *ones()), gpu(A100, 1, *ones())]
+    view = switchable((0, 1), node(gpus, {7: [0]}))
+    change = only(planner.plan([view], [job(1, {"a100": 2})]).changes)
+    assert {w.gpu: len(w.placements) for w in change.withheld} == {0: 6, 1: 7}

@@ -62,25 +62,6 @@ static int is_index(const char *word)
 	return *word && strspn(word, "0123456789") == strlen(word);
 }
 
-/* NULL when found; else what is wrong with the word. */
-static const char *find(const struct state *state, const char *word, struct found *found)
-{
-	for (unsigned g = 0; g < state->gpus; g++) {
-		const struct gpu *gpu = &state->gpu[g];
-
-		if (find_instance(state, g, word, found))
-			return NULL;
-		if (is_index(word) ? (unsigned)atoi(word) != g : strcmp(gpu->uuid, word) != 0)
-			continue;
-		/* Real CUDA takes a GPU's first MIG device then; nobody should rely on that. */
-		if (gpu->mig)
-			return "is not a MIG UUID";
-		*found = (struct found){ g, -1, -1, 0 };
-		return NULL;
-	}
-	return "names no MIG device or GPU of this node";
-}
-
 /* 0 when the file may be opened; otherwise errno. */
 static int try_open(const char *path)
 {
@@ -91,6 +72,43 @@ static int try_open(const char *path)
 		return 0;
 	}
 	return errno == ENXIO || errno == ENODEV ? 0 : errno;
+}
+
+/* CUDA counts the GPUs that the process may open: with devices constrained, "0" is a job's first. */
+static int is_ordinal_of(const struct state *state, const char *word, unsigned g)
+{
+	char path[PATH_LENGTH];
+	int before = 0;
+
+	for (unsigned other = 0; other <= g; other++) {
+		snprintf(path, sizeof(path), "%s/nvidia%u", state->dev_root, state->gpu[other].minor);
+		if (try_open(path)) {
+			if (other == g)
+				return 0;
+		} else if (other < g) {
+			before++;
+		}
+	}
+	return atoi(word) == before;
+}
+
+/* NULL when found; else what is wrong with the word. */
+static const char *find(const struct state *state, const char *word, struct found *found)
+{
+	for (unsigned g = 0; g < state->gpus; g++) {
+		const struct gpu *gpu = &state->gpu[g];
+
+		if (find_instance(state, g, word, found))
+			return NULL;
+		if (is_index(word) ? !is_ordinal_of(state, word, g) : strcmp(gpu->uuid, word) != 0)
+			continue;
+		/* Real CUDA takes a GPU's first MIG device then; nobody should rely on that. */
+		if (gpu->mig)
+			return "is not a MIG UUID";
+		*found = (struct found){ g, -1, -1, 0 };
+		return NULL;
+	}
+	return "names no MIG device or GPU of this node";
 }
 
 static void device_files(const struct state *state, const struct found *f,
