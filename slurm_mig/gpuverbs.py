@@ -167,7 +167,7 @@ class GpuVerbs:
             changed = before.mig != on
             lines.append(f"GPU {index}: MIG {word}{'' if changed else ' already'}")
             rows.append({"index": index, "mig": on, "changed": changed})
-        self._record(self._gpus.inventory())
+            self._record(self._gpus.inventory())
         changes = [LayoutChange(r["index"], mig=on, switch=True) for r in rows if r["changed"]]
         text = "".join(f"{line}\n" for line in lines) + self._next_step(changes)
         return Answer(text, {"gpus": rows})

@@ -99,6 +99,9 @@ class NodeAgent:
         for instance in now.instances:
             if instance.placement in part.created and not instance.pids:
                 self._gpus.destroy(now.index, instance.gi)
+            elif not instance.uuid and instance.placement in before.layout:
+                # Half destroyed: its compute instance went, and it could not.
+                self._gpus.split(now.index, instance.gi)
         for placement in sorted(before.layout - (now.layout - frozenset(part.created))):
             self._gpus.create(now.index, placement)
         if now.mig != before.mig and not before.mig:

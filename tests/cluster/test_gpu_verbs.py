@@ -105,6 +105,20 @@ def test_an_administrators_layout_goes_the_controllers_way(site: ManagedCluster)
     assert site.reports(job, "second")[0]["uuid"] == site.reports(job, "first")[0]["uuid"]
 
 
+def test_an_instance_that_will_not_go_is_whole_again(site: ManagedCluster) -> None:
+    before = layout(site, "a100-1", 1)
+    site.sh("nvml-sim fault nvmlGpuInstanceDestroy --code IN_USE --gpu 1 --times -1", node="a100-1")
+    done = site.slurm_mig("apply", "--node", "a100-1", "gpu1=7g.40gb", check=False)
+    site.sh("nvml-sim fault --clear", node="a100-1")
+    assert done.returncode == Exit.REFUSED
+    assert "In use by another client" in done.stdout
+    assert layout(site, "a100-1", 1) == before
+    assert all(i["compute_instances"] for _, i in site.instances("a100-1"))
+    assert "DRAIN" not in site.node("a100-1")["State"]
+    job = site.submit("fake-cuda --seconds 0.1", "--gres=gpu:3g.20gb:1", "-w", "a100-1")
+    site.wait_job(job, "COMPLETED")
+
+
 def test_after_a_boot_everything_is_as_published(site: ManagedCluster) -> None:
     before = site.sim("a100-1")["gpus"]
     slots = site.read("/run/slurm-mig/slots", "a100-1")
