@@ -20,6 +20,7 @@ from slurm_mig import __version__, config
 from slurm_mig.commands import gpus
 from slurm_mig.commands.files import files
 from slurm_mig.commands.hook import hook
+from slurm_mig.commands.install import install, uninstall
 from slurm_mig.errors import Exit, SlurmMigError
 
 if TYPE_CHECKING:
@@ -288,6 +289,8 @@ def observe(config_path: Path, name: str | None) -> None:
 
 main.add_command(files)
 main.add_command(hook)
+main.add_command(install)
+main.add_command(uninstall)
 for verb in gpus.VERBS:
     main.add_command(verb)
 
