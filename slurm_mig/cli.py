@@ -20,6 +20,7 @@ from slurm_mig import __version__, config
 from slurm_mig.commands import gpus
 from slurm_mig.commands.files import files
 from slurm_mig.commands.hook import hook
+from slurm_mig.commands.install import install, uninstall
 from slurm_mig.errors import Exit, SlurmMigError
 
 if TYPE_CHECKING:
@@ -82,21 +83,27 @@ def reconcile(config_path: Path, loop_s: float | None, woken: bool, dry_run: boo
     if dry_run:
         _print_plan(config_path, as_json=False)
         return
+    if loop_s is None:
+        sys.exit(Exit.ATTENTION if _cycle(_assembly(config_path), woken=woken) else Exit.OK)
     ending = _ending()
-    while True:
+    while not ending():
         assembly = _assembly(config_path)
-        if woken and (last := assembly.store.report()):
-            assembly.wake.rest(last.time)
-        quarantined = _cycle(assembly)
-        if loop_s is None:
-            sys.exit(Exit.ATTENTION if quarantined else Exit.OK)
-        assembly.wake.wait(loop_s, ending)
-        if ending():
-            return
+        pause_s = loop_s
+        try:
+            _cycle(assembly, woken=woken)
+        except SlurmMigError as error:
+            if error.retry_s is None:
+                raise
+            # A person at work, or a slurmctld that restarts, is no reason to end.
+            click.echo(f"slurm-mig: {error}", err=True)
+            pause_s = error.retry_s
+        assembly.wake.wait(pause_s, ending)
 
 
-def _cycle(assembly: Assembly) -> list[str]:
+def _cycle(assembly: Assembly, *, woken: bool) -> list[str]:
     """One cycle under the lock; returns the nodes that need a person."""
+    if woken and (last := assembly.store.report()):
+        assembly.wake.rest(last.time)
     with assembly.store.lock(), assembly.nodes, closing(assembly.files):
         assembly.wake.take()
         report = assembly.reconciler().cycle()
@@ -282,6 +289,8 @@ def observe(config_path: Path, name: str | None) -> None:
 
 main.add_command(files)
 main.add_command(hook)
+main.add_command(install)
+main.add_command(uninstall)
 for verb in gpus.VERBS:
     main.add_command(verb)
 

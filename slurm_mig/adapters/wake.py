@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STEP_S = 0.05
+SETTLE_S = 0.05
+"""The submit plugin asks before slurmctld has put the job into its queue."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Wake:
         """Wait until the minimum interval since the last cycle's end, by the clock, is over."""
         left = last_end + self.min_interval_s - time.time()
         # A clock that was set back must not keep anybody waiting.
-        time.sleep(min(max(left, 0.0), self.min_interval_s))
+        time.sleep(min(max(left, SETTLE_S), max(self.min_interval_s, SETTLE_S)))
 
     def wait(self, seconds: float, ending: Callable[[], bool]) -> None:
         """Until the time is over, somebody asks for a cycle (not before the minimum interval), or
@@ -38,5 +40,6 @@ class Wake:
         start = time.monotonic()
         while not ending() and (passed := time.monotonic() - start) < seconds:
             if passed >= self.min_interval_s and self.file.exists():
+                time.sleep(SETTLE_S)
                 return
             time.sleep(min(STEP_S, seconds))

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from slurm_mig.core import slotmap
 from tests.bench.claims import Claim, show
@@ -172,15 +173,15 @@ def started(found: ManagedCluster, profile: str) -> float:
 
 def submissions(found: ManagedCluster, rounds: int) -> list[Claim]:
     """A job that needs a reshape, woken by the plugin, against the same where it needs none."""
-    found.sh("setsid -f slurm-mig reconcile --loop 3600 >/tmp/loop.log 2>&1 </dev/null")
+    found.sh("setsid -f slurm-mig reconcile --loop 3600 >/tmp/loop.log 2>&1 </dev/null; "
+             "while [ ! -s /run/slurm-mig/ctld/free.lua ]; do sleep 0.1; done")  # fmt: skip
     found.sh("setsid -f slurm-mig hook check --linger 3600 >/tmp/check.log 2>&1 </dev/null",
              node=OURS)  # fmt: skip
     ratios, first, again = Ratios(), [], []
     for number in range(rounds):
         print(f"submissions: round {number + 1} of {rounds}", file=sys.stderr)
-        # Each is absent when the other two are there: the whole node is one GPU kind, cut in turn.
         profile = ("7g.40gb", "3g.20gb", "2g.10gb")[number % 3]
-        blank(found, profile)
+        blank(found)
         first.append(started(found, profile))
         again.append(started(found, profile))
         ratios.values.append(first[-1] / again[-1])
@@ -191,12 +192,17 @@ def submissions(found: ManagedCluster, rounds: int) -> list[Claim]:
     ]
 
 
-def blank(found: ManagedCluster, absent: str) -> None:
-    """A layout without this profile, and the minimum interval between cycles over."""
-    layout = ["1g.5gb@0"] if absent != "1g.5gb" else ["2g.10gb@0"]
+def blank(found: ManagedCluster) -> None:
+    """Both GPUs cut into one 1g.5gb; then the minimum interval between cycles goes by."""
+
+    def done(gpu: str) -> bool:
+        # A cycle may be at work.
+        words = ("python", "-m", "tests.testbed.reshape_once", OURS, gpu, "1g.5gb@0")
+        return found.run(*words, check=False).returncode == 0
+
     for gpu in ("0", "1"):
-        found.run("python", "-m", "tests.testbed.reshape_once", OURS, gpu, *layout)
-    time.sleep(1.2)
+        found.wait_for(partial(done, gpu), 60, "a GPU to be blank")
+    time.sleep(1.5)
 
 
 def measured(what: Callable[[], list[Claim]], wanted: bool) -> list[Claim]:  # noqa: FBT001

@@ -13,6 +13,7 @@ import pytest
 from slurm_mig.adapters.store import FileStore
 from slurm_mig.adapters.wake import Wake
 from slurm_mig.cli import main
+from slurm_mig.core import wiring
 from slurm_mig.core.records import Phase, Transaction
 from tests.unit.test_values import managed, transaction
 
@@ -110,3 +111,31 @@ def test_units_name_what_there_is(unit: Path) -> None:
         assert unit.with_suffix(".service").exists()
     if unit.suffix == ".service":
         assert "StartLimitIntervalSec=0" in text
+
+
+CONFIG = """\
+Configuration data as of 2026-11-24T16:00:00
+DebugFlags              = NO_CONF_HASH
+Epilog[0]               = /etc/slurm/epilog.d/*
+Epilog[1]               = /x/epilog
+JobSubmitPlugins        = (null)
+Prolog                  = (null)
+SchedulerParameters     = bf_interval=30
+TaskProlog              = /etc/slurm/task
+"""
+
+
+def test_the_lines_of_slurm_conf_are_found_or_missed() -> None:
+    config = wiring.parse(CONFIG)
+    assert config["Epilog"] == ["/etc/slurm/epilog.d/*", "/x/epilog"]
+    assert wiring.joined_directories(config) == {"Epilog": "/etc/slurm/epilog.d"}
+    found = wiring.findings(config, "/x", lambda program, _: program == "/etc/slurm/task")
+    there = {f.line.partition("=")[0]: f.there for f in found}
+    assert there == {
+        "TaskProlog": True, "Prolog": False, "Epilog": True, "PrologSlurmctld": False,
+        "EpilogSlurmctld": False, "JobSubmitPlugins": False, "SchedulerParameters": False,
+        "DebugFlags": True,
+    }  # fmt: skip
+    lines = [f.line for f in found]
+    assert "SchedulerParameters=bf_interval=30,nohold_on_prolog_fail" in lines
+    assert "JobSubmitPlugins=lua" in lines

@@ -1,0 +1,116 @@
+"""`slurm-mig install` and `uninstall`: hooks, units and the submit plugin where they belong.
+
+slurm.conf stays the site's: the lines that it lacks are shown, and looked for in what Slurm says
+is in force. A Prolog or Epilog of the site's own is joined: a further line, or a link in its
+directory.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import click
+
+from slurm_mig.adapters.installed import HOOK_DIR, ROLES, Installed, items
+from slurm_mig.core import wiring
+from slurm_mig.errors import Exit, UnreachableError
+
+MANIFEST = Path("/var/lib/slurm-mig/installed.json")
+LINK = "50-slurm-mig"
+ANSWER_S = 10.0
+
+ROOT_OPTION = click.option(
+    "--root", type=click.Path(path_type=Path), default=Path("/"), hidden=True,
+    help="Another root directory.",
+)  # fmt: skip
+
+
+def _under(root: Path, path: str | Path) -> Path:
+    return root / str(path).lstrip("/")
+
+
+def _in_force() -> dict[str, list[str]]:
+    """Slurm's configuration as slurmctld has it."""
+    try:
+        done = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True,
+                              check=True, timeout=ANSWER_S, stdin=subprocess.DEVNULL)  # fmt: skip
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UnreachableError(
+            f"scontrol show config: {error}", hint="The lines can be checked once slurmctld is up."
+        ) from error
+    return wiring.parse(done.stdout)
+
+
+def _calls(program: str, ours: str) -> bool:
+    """Does a program of the site's name ours, or a pattern match a link to it?"""
+    path = Path(program)
+    if program.endswith("/*"):
+        return any(p.resolve() == Path(ours).resolve() for p in path.parent.glob("*"))
+    try:
+        return ours in path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+
+
+def _show(config: dict[str, list[str]], conf: Path) -> bool:
+    """Print each line with whether it is there; True when all are."""
+    found = wiring.findings(config, HOOK_DIR, _calls)
+    plugin = conf.parent / "job_submit.lua"
+    has_plugin = plugin.exists() and "slurm-mig/job_submit.lua" in plugin.read_text()
+    for finding in found:
+        click.echo(f"{'ok     ' if finding.there else 'missing'} {finding.line}")
+        if not finding.there:
+            click.echo(f"        ({finding.why})")
+    if not has_plugin:
+        click.echo(f"missing {plugin}: dofile(\"{conf.parent}/slurm-mig/job_submit.lua\") and its "
+                   "two calls, see the head of that file")  # fmt: skip
+    return has_plugin and all(finding.there for finding in found)
+
+
+@click.command()
+@click.option("--role", "roles", multiple=True, type=click.Choice(ROLES), default=ROLES,
+              show_default=True, help="What this host is; both by default.")  # fmt: skip
+@click.option("--conf", type=click.Path(path_type=Path), default=Path("/etc/slurm/slurm.conf"),
+              show_default=True, help="slurm.conf; the plugin goes beside it.")  # fmt: skip
+@click.option("--check", "only_check", is_flag=True, help="Put nothing; look for the lines only.")
+@ROOT_OPTION
+@click.pass_context
+def install(
+    ctx: click.Context, roles: tuple[str, ...], conf: Path, only_check: bool, root: Path  # noqa: FBT001
+) -> None:
+    """Put hooks, units and the submit plugin in place, and check slurm.conf for their lines.
+
+    Ends with 1 while a line is missing. slurm.conf itself is never edited by this.
+    """
+    if not only_check:
+        installed = Installed(_under(root, MANIFEST))
+        for path in installed.put(list(items(roles, conf, root))):
+            click.echo(f"put     {path}")
+    config = _in_force()
+    if not only_check:
+        programs = {key: name for key, name, _ in wiring.NEEDED}
+        directories = {
+            key: Path(folder)
+            for key, folder in wiring.joined_directories(config).items()
+            if Path(folder).is_dir() and _under(root, f"{HOOK_DIR}/{programs[key]}").exists()
+        }
+        installed.link(
+            {folder / LINK: Path(HOOK_DIR) / programs[key] for key, folder in directories.items()}
+        )
+    ctx.exit(Exit.OK if _show(config, _under(root, conf)) else Exit.REFUSED)
+
+
+@click.command()
+@ROOT_OPTION
+@click.pass_context
+def uninstall(ctx: click.Context, root: Path) -> None:
+    """Take away what `install` put, unless a person has changed it since."""
+    gone, left = Installed(_under(root, MANIFEST)).take_away()
+    for path in gone:
+        click.echo(f"removed {path}")
+    for path in left:
+        click.echo(f"left    {path}: changed by another hand")
+    if gone:
+        click.echo("Take slurm-mig's lines out of slurm.conf before the next reconfigure.")
+    ctx.exit(Exit.REFUSED if left else Exit.OK)

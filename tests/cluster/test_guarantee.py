@@ -1,0 +1,110 @@
+"""The submit guarantee, two ways: the catalog's records, and an extra constraint on every job.
+
+What each takes into the queue, keeps there over a slurmctld restart, and costs. The numbers are in
+docs/hooks.md; what is asserted is what the choice rests on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.testbed.cluster import A100, NodeSpec
+from tests.testbed.product import CONFIGURATION, ManagedCluster
+
+WANTS = "--gres=gpu:3g.20gb:1"
+REQUESTS = {
+    "one": (),
+    "array": ("--array=1-3",),
+    "memory": ("--mem=60G",),
+    "this node": ("-w", "n1"),
+    "two nodes": ("-N2",),
+    "too many CPUs": ("-c", "33"),
+    "too many GPUs": ("--gres=gpu:3g.20gb:9",),
+}
+TAKEN_BY_BOTH = {"one", "array", "memory"}
+FOUNDED = {"this node", "two nodes"}
+"""What could run after a reshape, too."""
+
+
+@pytest.fixture(scope="module", params=["catalog", "extra"])
+def way(request: pytest.FixtureRequest) -> Iterator[tuple[str, ManagedCluster]]:
+    """Two nodes cut into 1g.5gb, with one of the ways; nothing is reshaped here."""
+    name: str = request.param
+    more = "" if name == "catalog" else "catalog: {nodes: 0}\n"
+    nodes = (NodeSpec("n1", (A100,)), NodeSpec("n2", (A100,)))
+    with ManagedCluster(nodes=nodes, configuration=CONFIGURATION + more) as cluster:
+        if name == "extra":
+            conf = cluster.read("/etc/slurm/slurm.conf")
+            conf = conf.replace("nohold_on_prolog_fail", "nohold_on_prolog_fail,extra_constraints")
+            cluster.write("/etc/slurm/slurm.conf", conf)
+        cluster.enrol()
+        if name == "extra":
+            for node in ("n1", "n2"):
+                cluster.run("scontrol", "update", f"NodeName={node}", 'Extra={"mig": 1}')
+        yield name, cluster
+
+
+def submit(way: tuple[str, ManagedCluster], *options: str) -> int:
+    """The job's number; 0 when it was refused."""
+    name, cluster = way
+    words = ["--extra=mig=1"] if name == "extra" else []
+    done = cluster.run("sbatch", "--parsable", "--output=/dev/null", "--wrap=true", WANTS,
+                       *words, *options, user="alice", check=False)  # fmt: skip
+    return int(done.stdout or 0)
+
+
+def test_what_queues_and_stays_over_a_restart(way: tuple[str, ManagedCluster]) -> None:
+    name, cluster = way
+    jobs = {what: submit(way, *options) for what, options in REQUESTS.items()}
+    taken = {what for what, job in jobs.items() if job}
+    if name == "catalog":
+        # One record: what it could not take itself is refused, right (too many) or wrong (-w, -N2).
+        assert taken == TAKEN_BY_BOTH
+    else:
+        # Everything is kept, also what can never run.
+        assert taken >= TAKEN_BY_BOTH | FOUNDED
+        assert "too many GPUs" in taken
+    other = cluster.submit("true", "--gres=gpu:1g.5gb:1")
+    cluster.wait_job(other, "COMPLETED")
+    cluster.restart_daemon("slurmctld")
+    cluster.wait_for(
+        lambda: cluster.run("sinfo", "-h", "-N", "-o", "%T", check=False).stdout.split()
+        == ["idle", "idle"],
+        30, "the nodes",
+    )  # fmt: skip
+    after = cluster.submit("true", "--gres=gpu:1g.5gb:1")
+    cluster.wait_job(after, "COMPLETED")
+    for what in taken & (TAKEN_BY_BOTH | FOUNDED):
+        shown = cluster.job(jobs[what])
+        assert shown["JobState"] == "PENDING", what
+        assert "Held" not in shown["Reason"], what
+        assert "BadConstraints" not in shown["Reason"], what
+    cluster.run("scancel", "--user=alice", "--state=PENDING")
+
+
+def test_what_it_does_to_the_clusters_totals(way: tuple[str, ManagedCluster]) -> None:
+    name, cluster = way
+    shown = cluster.run("scontrol", "show", "partition", "main", "-o").stdout
+    nodes, cpus = (3, 96) if name == "catalog" else (2, 64)
+    assert f"TotalNodes={nodes}" in shown
+    assert f"TotalCPUs={cpus}" in shown
+    assert "mig-catalog" not in cluster.run("sinfo", "-N").stdout
+
+
+def test_a_node_without_the_mark_gets_no_job_at_all(way: tuple[str, ManagedCluster]) -> None:
+    """The price of the constraint: every node in our care must carry it, always."""
+    name, cluster = way
+    if name == "catalog":
+        job = submit(way, "--gres=gpu:1g.5gb:1")
+        assert cluster.wait_job(job, "COMPLETED")
+        return
+    for node in ("n1", "n2"):
+        cluster.run("scontrol", "update", f"NodeName={node}", "Extra=")
+    job = submit(way, "--gres=gpu:1g.5gb:1")
+    cluster.wait_for(
+        lambda: cluster.job(job)["Reason"] == "Constraints", 20, "the job to wait for a constraint"
+    )
+    assert cluster.node("n1")["State"] == "IDLE"
+    cluster.run("scancel", str(job))
