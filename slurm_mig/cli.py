@@ -19,8 +19,8 @@ import click
 from slurm_mig import __version__, config
 from slurm_mig.commands import gpus
 from slurm_mig.commands.files import files
-from slurm_mig.commands.snapshot import record
 from slurm_mig.commands.hook import hook
+from slurm_mig.commands.snapshot import record
 from slurm_mig.errors import Exit, SlurmMigError
 
 if TYPE_CHECKING:

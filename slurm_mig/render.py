@@ -340,7 +340,9 @@ def plan_json(plan: Plan, views: Sequence[NodeView]) -> dict[str, Any]:
         "refusals": [
             {"job": r.job_id, "wants": r.wants, "reason": r.reason} for r in plan.refusals
         ],
-        "quality": None if quality is None else {
+        "quality": None
+        if quality is None
+        else {
             "value": quality.value,
             "bound": quality.bound,
             "gap": quality.gap,

@@ -84,9 +84,7 @@ def _view(view: NodeView, names: _Names) -> NodeView:
         reason="",
         partitions=names.all_of("partition", slurm.partitions),
         features=names.all_of("feature", slurm.features),
-        allocations=tuple(
-            replace(a, user=names.of("user", a.user)) for a in slurm.allocations
-        ),
+        allocations=tuple(replace(a, user=names.of("user", a.user)) for a in slurm.allocations),
         unsettled=tuple("unsettled" for _ in slurm.unsettled),
         reservations=tuple(
             replace(r, name=names.of("reservation", r.name)) for r in slurm.reservations
