@@ -43,7 +43,7 @@ def planning_rules(settings: Settings) -> Rules:
     """What the planner goes by, whatever the nodes are."""
     rules = settings.policy
     return Rules(
-        weights=Weights(**dataclasses.asdict(settings.planner.weights)),
+        weights=Weights(**dataclasses.asdict(settings.weights)),
         time_limit_s=settings.planner.time_limit_s,
         soon_s=rules.starts_soon_s,
         per_user=rules.max_jobs_per_user,

@@ -8,7 +8,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import FrameType
@@ -21,10 +21,12 @@ from slurm_mig.commands import gpus
 from slurm_mig.commands.files import files
 from slurm_mig.commands.hook import hook
 from slurm_mig.commands.install import install, uninstall
+from slurm_mig.commands.snapshot import record
 from slurm_mig.errors import Exit, SlurmMigError
 
 if TYPE_CHECKING:
     from slurm_mig.assembly import Assembly
+    from slurm_mig.core.model import NodeView, Plan
 
 CONFIG_OPTION = click.option(
     "--config",
@@ -129,25 +131,51 @@ def _ending() -> Callable[[], bool]:
 
 
 @main.command()
-@CONFIG_OPTION
+@click.option("--config", "config_path", type=click.Path(path_type=Path),
+              envvar="SLURM_MIG_CONFIG", help="Configuration file.")  # fmt: skip
 @JSON_OPTION
-def plan(config_path: Path, as_json: bool) -> None:  # noqa: FBT001
-    """Show what the next cycle would do, as a diff with reasons; change nothing."""
-    _print_plan(config_path, as_json=as_json)
+@click.option("--nodes", "nodes_path", type=click.Path(path_type=Path),
+              help="Plan for the nodes in this file (see `slurm-mig snapshot`).")  # fmt: skip
+@click.option("--jobs", "jobs_path", type=click.Path(path_type=Path),
+              help="Plan for the jobs in this file.")  # fmt: skip
+def plan(
+    config_path: Path | None,
+    as_json: bool,  # noqa: FBT001
+    nodes_path: Path | None,
+    jobs_path: Path | None,
+) -> None:
+    """Show what the next cycle would do, as a diff with reasons; change nothing.
+
+    With --nodes and --jobs: what the planner would do for a recorded or made-up cluster and queue,
+    on any machine; policy that needs a history (cool-down) is left out.
+    """
+    from slurm_mig.commands.snapshot import hypothetical
+
+    if (nodes_path is None) != (jobs_path is None):
+        raise click.UsageError("--nodes and --jobs go together")
+    if nodes_path is not None and jobs_path is not None:
+        _show_plan(*hypothetical(config_path, nodes_path, jobs_path), as_json=as_json)
+        return
+    _print_plan(config_path or Path(config.DEFAULT_PATH), as_json=as_json)
 
 
 def _print_plan(config_path: Path, *, as_json: bool) -> None:
-    from slurm_mig import render
-
     assembly = _assembly(config_path)
     with assembly.nodes:
         reconciler = assembly.reconciler()
         seen = reconciler.observe()
         wanted = reconciler.plan(seen)
+    _show_plan(wanted, seen.views, as_json=as_json)
+
+
+def _show_plan(wanted: Plan, views: Sequence[NodeView], *, as_json: bool) -> None:
+    from slurm_mig import render
+
     if as_json:
-        click.echo(json.dumps(render.plan_json(wanted, seen.views), indent=2))
+        click.echo(json.dumps(render.plan_json(wanted, views), indent=2))
     else:
-        click.echo(render.plan_text(wanted, seen.views), nl=False)
+        width = shutil.get_terminal_size((100, 24)).columns
+        click.echo(render.plan_text(wanted, views, width), nl=False)
 
 
 @main.command()
@@ -288,6 +316,7 @@ def observe(config_path: Path, name: str | None) -> None:
 
 
 main.add_command(files)
+main.add_command(record)
 main.add_command(hook)
 main.add_command(install)
 main.add_command(uninstall)

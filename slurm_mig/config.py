@@ -279,7 +279,6 @@ class PlannerSettings:
     """How the planner decides."""
 
     time_limit_s: Deadline = 10.0
-    weights: WeightSettings = WeightSettings()
 
 
 @dataclass(frozen=True)
@@ -296,6 +295,7 @@ class Settings:
     wake: WakeSettings = WakeSettings()
     policy: PolicySettings = PolicySettings()
     planner: PlannerSettings = PlannerSettings()
+    weights: WeightSettings = WeightSettings()
 
 
 def load(path: Path) -> Settings:

@@ -187,25 +187,85 @@ def _node_json(view: NodeView) -> dict[str, Any]:
     }
 
 
-def plan_text(plan: Plan, views: Sequence[NodeView]) -> str:
+def plan_text(plan: Plan, views: Sequence[NodeView], width: int = 100) -> str:
     """The plan as a diff: what each GPU gives up and gets, slots before and after, and why."""
     by_name = {view.name: view for view in views}
     lines: list[str] = []
     for change in plan.changes:
-        lines += [*_change_lines(change, by_name[change.node]), ""]
+        lines += [*_change_lines(change, by_name[change.node], width), ""]
     if not plan.changes:
         lines.append("Nothing to change.")
     if plan.startable:
         lines.append(f"Can start as it is: job {', '.join(map(str, plan.startable))}")
     lines += [f"Waits: {r.wants or r.job_id}: {r.reason}" for r in plan.refusals]
+    lines += _quality_lines(plan)
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _change_lines(change: NodeChange, view: NodeView) -> list[str]:
+def _quality_lines(plan: Plan) -> list[str]:
+    """The objective's terms and the proof."""
+    found = plan.quality
+    if found is None or not found.bound:
+        return []
+    proof = "no plan is worth more" if found.proven else "the solver's time was up"
+    lines = [
+        f"Worth {found.worth} points, costs {found.cost}: {found.value} of at most {found.bound} "
+        f"(gap {found.gap:.1%}; {proof})"
+    ]
+    if found.refused_by_hulls:
+        lines.append(f"Layouts that running jobs' slots did not allow: {found.refused_by_hulls}")
+    return lines
+
+
+CREATE_S, DESTROY_S, PUBLISH_S, MODE_S = 0.2, 0.2, 1.0, 6.0
+"""Rough seconds, from what docs/facts.md has of real GPUs and of the testbed's Slurm."""
+
+
+def expected_s(change: NodeChange, view: NodeView) -> float:
+    """About how long the node's reshape takes, two registrations not counted."""
+    switched = sum(part.mig != _mig(view, part.gpu) for part in change.gpus)
+    return PUBLISH_S + sum(
+        CREATE_S * len(part.created) + DESTROY_S * len(part.destroyed) for part in change.gpus
+    ) + MODE_S * switched  # fmt: skip
+
+
+def _drawn(change: NodeChange, view: NodeView, index: int, width: int) -> list[str]:
+    """One GPU before and after, to scale."""
+    gpu = next(gpu for gpu in view.gpus if gpu.index == index)
+    part = next(part for part in change.gpus if part.gpu == index)
+    before = sorted(gpu.layout) if gpu.mig else []
+    after = sorted(part.target) if part.mig else []
+    slices = max(gpu.memory_slices, 1)
+    scale = max(MIN_SLICE, min(MAX_SLICE, (width - 13) // slices))
+    whole = gpu.model.removeprefix("NVIDIA ")
+    return [
+        f"    {sign} {_draw(_strip(layout, slices, scale, '' if mig else whole))}"
+        for sign, layout, mig in (("-", before, gpu.mig), ("+", after, part.mig))
+    ]
+
+
+def _strip(
+    layout: Sequence[Placement], slices: int, scale: int, whole: str
+) -> Iterable[tuple[int, str]]:
+    if whole:
+        yield slices * scale, whole
+        return
+    at = 0
+    for placement in layout:
+        if placement.start > at:
+            yield (placement.start - at) * scale, EMPTY
+        yield placement.size * scale, placement.profile
+        at = placement.start + placement.size
+    if at < slices:
+        yield (slices - at) * scale, EMPTY
+
+
+def _change_lines(change: NodeChange, view: NodeView, width: int) -> list[str]:
     lines = [f"{change.node}: {_purpose(change)}"]
     for part in change.gpus:
         mode = "" if part.mig == _mig(view, part.gpu) else f": MIG {'on' if part.mig else 'off'}"
         lines.append(f"  gpu{part.gpu}{mode}")
+        lines += _drawn(change, view, part.gpu, width)
         lines += [f"    - {p}" for p in part.destroyed]
         lines += [f"    + {p}" for p in part.created]
         if part.kept:
@@ -217,6 +277,7 @@ def _change_lines(change: NodeChange, view: NodeView) -> list[str]:
     before = slots.tally(view.slots[:-1])
     lines.append(f"  - Gres {_gres(before)}")
     lines.append(f"  + Gres {_gres(slots.tally(change.slots))}")
+    lines.append(f"  expected: about {expected_s(change, view):.0f} s")
     return lines
 
 
@@ -243,6 +304,8 @@ def _gres(tally: Mapping[str, int]) -> str:
 def plan_json(plan: Plan, views: Sequence[NodeView]) -> dict[str, Any]:
     """What `plan_text` says, as plain values."""
     before = {view.name: slots.tally(view.slots[:-1]) for view in views}
+    by_name = {view.name: view for view in views}
+    quality = plan.quality
     return {
         "changes": [
             {
@@ -259,6 +322,7 @@ def plan_json(plan: Plan, views: Sequence[NodeView]) -> dict[str, Any]:
                 ],
                 "gres_before": before[change.node],
                 "gres_after": slots.tally(change.slots),
+                "expected_s": round(expected_s(change, by_name[change.node]), 1),
                 "gpus": [
                     {
                         "gpu": part.gpu,
@@ -276,4 +340,17 @@ def plan_json(plan: Plan, views: Sequence[NodeView]) -> dict[str, Any]:
         "refusals": [
             {"job": r.job_id, "wants": r.wants, "reason": r.reason} for r in plan.refusals
         ],
+        "quality": None
+        if quality is None
+        else {
+            "value": quality.value,
+            "bound": quality.bound,
+            "gap": quality.gap,
+            "proven": quality.proven,
+            "worth": quality.worth,
+            "cost": quality.cost,
+            "classes": quality.classes,
+            "gpus": quality.gpus,
+            "refused_by_hulls": quality.refused_by_hulls,
+        },
     }

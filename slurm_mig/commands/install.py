@@ -77,7 +77,11 @@ def _show(config: dict[str, list[str]], conf: Path) -> bool:
 @ROOT_OPTION
 @click.pass_context
 def install(
-    ctx: click.Context, roles: tuple[str, ...], conf: Path, only_check: bool, root: Path  # noqa: FBT001
+    ctx: click.Context,
+    roles: tuple[str, ...],
+    conf: Path,
+    only_check: bool,  # noqa: FBT001
+    root: Path,
 ) -> None:
     """Put hooks, units and the submit plugin in place, and check slurm.conf for their lines.
 

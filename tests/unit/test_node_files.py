@@ -38,7 +38,7 @@ def test_gres_conf_that_is_not_understood(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="too many includes"):
         gresfile.read(tmp_path / "gres.conf", "n1")
     (tmp_path / "gres.conf").write_text("Name=gpu File=/dev/nvidia[x]\n")
-    with pytest.raises(ConfigError, match="gres.conf:1: .* not understood as device files"):
+    with pytest.raises(ConfigError, match=r"gres.conf:1: .* not understood as device files"):
         gresfile.read(tmp_path / "gres.conf", "n1")
 
 

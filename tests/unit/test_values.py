@@ -158,6 +158,8 @@ def test_the_plan_reads_like_a_diff() -> None:
     assert render.plan_text(plan, [view]) == (
         "n1: for job 1\n"
         "  gpu0\n"
+        "    - |1g.5gb   |1g.5gb   |1g.5gb   |1g.5gb   |1g.5gb   |1g.5gb   |1g.5gb   |·········|\n"
+        "    + |1g.5gb   |1g.5gb   |1g.5gb   |1g.5gb   |3g.20gb                                |\n"
         "    - 1g.5gb@4\n"
         "    - 1g.5gb@5\n"
         "    - 1g.5gb@6\n"
@@ -165,6 +167,7 @@ def test_the_plan_reads_like_a_diff() -> None:
         "      kept: 1g.5gb*4\n"
         "  - Gres 1g.5gb:7\n"
         "  + Gres 1g.5gb:4,3g.20gb:1,off1:2\n"
+        "  expected: about 2 s\n"
         "\n"
         "Waits: job 2 (7g.40gb): n1: no room for 7g.40gb: in use by job 7\n"
     )

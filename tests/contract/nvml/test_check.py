@@ -63,7 +63,7 @@ def patient(opened: Opened, tmp_path: Path) -> Iterator[Callable[..., Patient]]:
     def of(*specs: GpuSpec, driver: str = "580.95.05") -> Patient:
         return Patient(opened(*specs, driver=driver), tmp_path)
 
-    yield of
+    return of
 
 
 Patients = Callable[..., Patient]
@@ -151,7 +151,8 @@ def test_who_has_the_device_files_open(sim: Simulator, patient: Patients, tmp_pa
         os.mknod("/dev/nvidia0", 0o020666, os.stat(node).st_rdev)
     try:
         notes = [n for n in sick.found("note") if f"process {os.getpid()}" in n]
-        assert notes and notes[0].startswith("GPU 0: held open, unknown to NVML, by process")
+        assert notes
+        assert notes[0].startswith("GPU 0: held open, unknown to NVML, by process")
         sim.add_process(os.getpid(), 0)
         assert any(n.startswith("GPU 0: used by process") for n in sick.found("note"))
     finally:

@@ -1,0 +1,82 @@
+"""`slurm-mig snapshot`, and plans for recorded or made-up clusters and queues."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from slurm_mig import config
+from slurm_mig.core import demand, snapshot
+from slurm_mig.core.model import NodeView, Plan
+from slurm_mig.errors import ConfigError
+
+
+@click.command("snapshot")
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    envvar="SLURM_MIG_CONFIG",
+    default=Path(config.DEFAULT_PATH),
+    show_default=True,
+    help="Configuration file.",
+)
+@click.option("--nodes", "nodes_path", type=click.Path(path_type=Path), required=True,
+              help="Where to write the managed nodes.")  # fmt: skip
+@click.option("--jobs", "jobs_path", type=click.Path(path_type=Path), required=True,
+              help="Where to write the pending jobs.")  # fmt: skip
+@click.option("--anonymous", is_flag=True, help="Without any name, UUID or reason.")
+def record(config_path: Path, nodes_path: Path, jobs_path: Path, *, anonymous: bool) -> None:
+    """Record the managed nodes and the queue, so that the same plan can be made elsewhere:
+    `slurm-mig plan --nodes FILE --jobs FILE`. Changes nothing else."""
+    from slurm_mig.adapters.atomic import write_atomic
+    from slurm_mig.adapters.system import RealClock
+    from slurm_mig.assembly import Assembly
+
+    assembly = Assembly.of(config.load(config_path))
+    with assembly.nodes:
+        seen = assembly.reconciler().observe()
+    baselines = {name: node.baseline for name, node in assembly.store.managed().items()}
+    nodes = snapshot.Nodes(RealClock().now(), seen.views, baselines)
+    jobs = snapshot.Jobs(seen.requests)
+    if anonymous:
+        nodes, jobs = snapshot.anonymous(nodes, jobs)
+    for path, value in ((nodes_path, nodes), (jobs_path, jobs)):
+        write_atomic(path, json.dumps(snapshot.plain(value), indent=1) + "\n")
+    click.echo(f"{len(nodes.nodes)} nodes in {nodes_path}, {len(jobs.jobs)} jobs in {jobs_path}")
+
+
+def hypothetical(
+    config_path: Path | None, nodes_path: Path, jobs_path: Path
+) -> tuple[Plan, tuple[NodeView, ...]]:
+    """The plan for recorded nodes and jobs, by the rules of a configuration or the defaults.
+
+    Raises ConfigError for a file that cannot be read or does not hold what it should.
+    """
+    from slurm_mig.core.planning.plan import Rules, plan
+
+    rules = Rules()
+    if config_path is not None:
+        from slurm_mig.assembly import planning_rules
+
+        rules = planning_rules(config.load(config_path))
+    nodes = snapshot.nodes_of(_read(nodes_path), str(nodes_path))
+    jobs = snapshot.jobs_of(_read(jobs_path), str(jobs_path))
+    baselines = {
+        name: {gpu: frozenset(layout) for gpu, layout in layouts.items()}
+        for name, layouts in nodes.baselines.items()
+    }
+    waiting = demand.waiting(jobs.jobs)
+    return plan(nodes.nodes, waiting, baselines, rules, nodes.time), nodes.nodes
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error

@@ -1,0 +1,216 @@
+"""The planner as a whole: plans on nodes, policy in it, the same plan from a snapshot."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+
+from slurm_mig.core import snapshot
+from slurm_mig.core.model import Allocation, JobRequest, NodeView, Plan
+from slurm_mig.core.planning.plan import Rules, plan
+from slurm_mig.core.planning.weights import Weights
+from slurm_mig.core.policy import Policy, review
+from slurm_mig.core.records import ManagedNode
+from tests.bench.planning.replay import impossible
+from tests.bench.planning.sample import sample
+from tests.property.test_programme import random_case
+from tests.unit.builders import A100, at, gpu, job, node, ones
+
+
+def served(made: Plan) -> list[int]:
+    return sorted(j for change in made.changes for j in change.serves)
+
+
+def value(made: Plan) -> int:
+    return made.quality.value if made.quality else 0
+
+
+def test_what_is_worth_more_is_served() -> None:
+    """One 7g of low priority, or seven slices for jobs of high priority."""
+    view = node([gpu(A100, 0, *ones())])
+    jobs = [
+        job(1, {"3g.20gb": 1}, priority=1000),
+        job(2, {"4g.20gb": 1}, priority=1000),
+        job(3, {"7g.40gb": 1}, priority=100),
+    ]
+    made = plan([view], jobs)
+    assert served(made) == [1, 2]
+    assert made.quality is not None
+    assert made.quality.proven
+    assert made.quality.value == made.quality.bound
+    assert "worth" in made.refusals[0].reason or "no room" in made.refusals[0].reason
+
+
+def test_a_heterogeneous_job_whole_or_not_at_all() -> None:
+    view = node([gpu(A100, 0, *ones())])
+    parts = [job(1, {"4g.20gb": 1}, het_job=1), job(2, {"3g.20gb": 1}, het_job=1)]
+    assert served(plan([view], parts)) == [1, 2]
+    too_much = [parts[0], job(2, {"4g.20gb": 1}, het_job=1)]
+    made = plan([view], too_much)
+    assert not made.changes
+    assert [r.job_id for r in made.refusals] == [1, 2]
+
+
+def test_what_runs_out_soon_is_no_demand() -> None:
+    view = node([gpu(A100, 0, at("3g.20gb", 0)), gpu(A100, 1, *ones())], {7: [7]})
+    held = tuple(
+        Allocation(7, "alice", frozenset({i}), end_time=1050)
+        for i, device in enumerate(view.slots)
+        if device.type == "3g.20gb"
+    )
+    view = replace(view, slurm=replace(view.slurm, allocations=held))
+    wants = [job(1, {"3g.20gb": 1})]
+    assert served(plan([view], wants, now=1000.0)) == [1]
+    made = plan([view], wants, rules=Rules(soon_s=60), now=1000.0)
+    assert not made.changes
+    assert "starts by itself within 60 s" in made.refusals[0].reason
+
+
+def test_caps_and_exclusions() -> None:
+    view = node([gpu(A100, 0, *ones()), gpu(A100, 1, *ones())])
+    jobs = [job(n, {"3g.20gb": 1}, user="eve", account="physics") for n in (1, 2, 3)]
+    assert served(plan([view], jobs)) == [1, 2, 3]
+    for rules, count, reason in (
+        (Rules(per_user=2), 2, "2 job(s) of user eve may cause changes at once"),
+        (Rules(per_account=1), 1, "1 job(s) of account physics may cause changes at once"),
+        (Rules(excluded_users=frozenset({"eve"})), 0, "jobs of user eve cause no reshape"),
+        (Rules(excluded_partitions=frozenset({"main"})), 0, "of partition main cause no reshape"),
+        (Rules(frozen={"n1": "the site says so"}), 0, "n1: the site says so"),
+    ):
+        made = plan([view], jobs, rules=rules)
+        assert len(served(made)) == count
+        assert reason in made.refusals[0].reason
+
+
+def test_a_gpu_that_cools_down_is_passed_over() -> None:
+    view = node([gpu(A100, 0, *ones()), gpu(A100, 1, *ones())])
+    made = plan([view], [job(1, {"7g.40gb": 1})], rules=Rules(frozen_gpus={("n1", 0): "cools"}))
+    assert [part.gpu for part in made.changes[0].gpus] == [1]
+    both = Rules(frozen_gpus={("n1", 0): "cools", ("n1", 1): "cools"})
+    assert "GPU 0 cools" in plan([view], [job(1, {"7g.40gb": 1})], rules=both).refusals[0].reason
+
+
+def test_an_idle_gpu_gets_its_baseline_back_when_its_time_has_come() -> None:
+    view = node([gpu(A100, 0, at("7g.40gb", 0))])
+    baseline = {"n1": {0: frozenset(ones())}}
+    record = ManagedNode("n1", {}, view.slots, (), reshaped={0: 100.0})
+    policy = Policy(baseline_after_s=600)
+    assert not plan([view], [], baseline, policy.rules({"n1": record}, 600.0)).changes
+    made = plan([view], [], baseline, policy.rules({"n1": record}, 701.0))
+    assert made.changes[0].gpus[0].created == tuple(ones())
+    wanted = [job(1, {"7g.40gb": 1})]
+    assert not plan([view], wanted, baseline, policy.rules({"n1": record}, 701.0)).changes
+
+
+@pytest.mark.parametrize("turn_s", [20, 90, 400])
+def test_two_jobs_of_different_shapes_that_alternate_do_not_reshape_at_every_turn(
+    turn_s: int,
+) -> None:
+    """A day of a 7g job and a 1g job in turn on one GPU, each gone after its turn."""
+    policy = Policy(cooldown_s=1800)
+    view, changes = node([gpu(A100, 0, *ones())]), 0
+    reshaped: dict[int, float] = {}
+    span = 24 * 3600
+    for turn in range(span // turn_s):
+        now = float(turn * turn_s)
+        wants = [job(turn, {("7g.40gb", "1g.5gb")[turn % 2]: 1}, submit_time=int(now))]
+        managed = {"n1": ManagedNode("n1", {}, view.slots, (), reshaped=dict(reshaped))}
+        made = plan([view], wants, {}, policy.rules(managed, now), now)
+        made = review(made, wants, managed, policy, now)
+        for change in made.changes:
+            for part in change.gpus:
+                changes += 1
+                reshaped[part.gpu] = now
+                view = node([gpu(A100, 0, *part.target)])
+    assert 2 <= changes <= span / policy.cooldown_s + 1
+
+
+def test_another_gpu_is_never_worse_for_the_plan_on_nodes() -> None:
+    for seed in range(60):
+        views, baselines, requests = random_case(seed)
+        more = replace(node([gpu(A100)], name="more"))
+        more = replace(more, slurm=replace(more.slurm, partitions=frozenset({"left", "all"})))
+        before = value(plan(views, requests, baselines))
+        assert value(plan([*views, more], requests, baselines)) >= before, seed
+
+
+def test_renaming_nodes_changes_nothing_but_names() -> None:
+    for seed in range(40):
+        views, baselines, requests = random_case(seed)
+        names = {view.name: f"other-{len(views) - n}" for n, view in enumerate(views)}
+        renamed = [
+            replace(view, slurm=replace(view.slurm, name=names[view.name])) for view in views
+        ]
+        one = plan(views, requests, baselines)
+        other = plan(renamed, requests, {names[n]: b for n, b in baselines.items()})
+        assert [replace(c, node=names[c.node]) for c in one.changes] == list(other.changes), seed
+
+
+def test_every_change_of_a_plan_is_possible_and_every_claim_holds() -> None:
+    """On a cluster of 200 GPUs: replayed on the simulated NVML; CPUs, memory, devices counted."""
+    given = sample(200, 300, seed=3)
+    made = plan(given.views, given.requests)
+    assert not impossible(given.views, made.changes)
+    assert len(served(made)) > 20
+    assert made.quality is not None
+    assert made.quality.proven
+    assert made.quality.gap <= 0.03
+    requests = {r.job_id: r for r in given.requests}
+    views = {v.name: v for v in given.views}
+    for change in made.changes:
+        check_claims(views[change.node], [requests[j] for j in change.serves], change.slots)
+
+
+def check_claims(view: NodeView, jobs: list[JobRequest], slots: tuple[object, ...]) -> None:
+    """All the jobs that a change serves on a node fit on it together, beside what runs."""
+    slurm = view.slurm
+    assert sum(j.cpus for j in jobs) <= slurm.cpus - slurm.cpus_alloc
+    assert sum(j.memory_mib for j in jobs) <= slurm.memory_mib - slurm.memory_alloc_mib
+    busy = {view.slots[i].key for i in view.busy}
+    free: dict[str, int] = {}
+    for device in slots:
+        if device.key not in busy:  # type: ignore[attr-defined]
+            name = device.type  # type: ignore[attr-defined]
+            free[name] = free.get(name, 0) + 1
+    for wanted in jobs:
+        for gres_type, count in wanted.gpus.items():
+            free[gres_type] = free.get(gres_type, 0) - count
+    assert all(count >= 0 for count in free.values())
+    for index in view.busy:
+        assert slots[index].key == view.slots[index].key  # type: ignore[attr-defined]
+
+
+def test_the_same_plan_from_a_snapshot_with_and_without_names() -> None:
+    given = sample(16, 40, seed=5)
+    nodes, jobs = snapshot.Nodes(1000.0, given.views), snapshot.Jobs(given.requests)
+    made = plan(nodes.nodes, jobs.jobs)
+    text = json.dumps([snapshot.plain(nodes), snapshot.plain(jobs)])
+    there = json.loads(text)
+    again = plan(
+        snapshot.nodes_of(there[0], "nodes").nodes, snapshot.jobs_of(there[1], "jobs").jobs
+    )
+    assert again == made
+    hidden_nodes, hidden_jobs = snapshot.anonymous(nodes, jobs)
+    hidden = plan(hidden_nodes.nodes, hidden_jobs.jobs)
+    assert served(hidden) == served(made)
+    assert hidden.quality == made.quality
+    shown = json.dumps([snapshot.plain(hidden_nodes), snapshot.plain(hidden_jobs)])
+    assert not [word for word in ('"n0"', "someone", "nvme", '"main"', "MIG-") if word in shown]
+
+
+def test_weights_are_the_sites() -> None:
+    """A change that costs more than the job is worth is not made."""
+    view = node([gpu(A100, 0, *ones())])
+    dear: Mapping[str, int] = {"publish": 10_000}
+    made = plan([view], [job(1, {"3g.20gb": 1})], rules=Rules(weights=Weights(**dear)))
+    assert not made.changes
+    assert "costs more than it is worth" in made.refusals[0].reason
+
+
+def test_the_same_question_gets_the_same_answer() -> None:
+    given = sample(80, 150, seed=random.Random(1).randrange(100))
+    assert plan(given.views, given.requests) == plan(given.views, given.requests)
