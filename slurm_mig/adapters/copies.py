@@ -20,7 +20,7 @@ from collections.abc import Collection, Sequence
 from slurm_mig.adapters.managedfiles import ManagedFiles
 from slurm_mig.adapters.remote import RemoteControllers, RemoteNodes
 from slurm_mig.core.records import ManagedNode
-from slurm_mig.errors import UnreachableError
+from slurm_mig.errors import SlurmMigError, UnreachableError
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +52,18 @@ class Copies:
 
     def write(self, nodes: Sequence[ManagedNode], changed: str) -> None:
         """Every copy, after one node's slots have changed. Raises UnreachableError when the node's
-        own copy cannot be written: it must not be released then."""
+        own copy cannot be written, for whatever reason: it must not be released then, and what is
+        wrong with one node's files is no reason to stop at others."""
         if self._nodes is not None:
             own = next(node for node in nodes if node.name == changed)
-            self._nodes.write_files(changed, own)
+            try:
+                self._nodes.write_files(changed, own)
+            except UnreachableError:
+                raise
+            except SlurmMigError as error:
+                raise UnreachableError(
+                    f"its own copy of our files was not written: {error}", hint=error.hint
+                ) from error
         self.here.write(nodes)
         self._commit_elsewhere(nodes)
 
@@ -88,9 +96,9 @@ class Copies:
         for host in self._answering():
             try:
                 self._controllers.commit(host, nodes)
-            except UnreachableError as error:
+            except SlurmMigError as error:
                 self._left_out(host, error)
 
-    def _left_out(self, host: str, error: UnreachableError) -> None:
+    def _left_out(self, host: str, error: SlurmMigError) -> None:
         self._silent.add(host)
         log.warning("%s has an old copy of our files until a cycle reaches it: %s", host, error)

@@ -163,20 +163,32 @@ def test_a_stale_copy_costs_a_registration_and_no_job(cluster: ManagedCluster, w
 
 @pytest.mark.parametrize("way", ["per-host, node"], indirect=True)
 def test_the_site_brings_its_own_slurm_conf_back(cluster: ManagedCluster) -> None:
-    """Configuration management replaces the files of the node: our part is put in again."""
+    """Configuration management replaces the node's slurm.conf: our part is put in again."""
     offered = next(t for t in gres(cluster) if not is_filler(t))
     job = computing(cluster, f"gpu:{offered}:1")
     ours = copies(cluster)
-    for path in SITE:
-        text = cluster.read(path, NODE)
-        kept = [line for line in text.splitlines() if not line.startswith("# slurm-mig keeps: ")]
-        plain = [line for line in kept if "slurm-mig" not in line]
-        put(cluster, NODE, path, "\n".join(plain) + "\n")
+    first = cluster.run("tar", "-xOf", "/run/etc-slurm.tar", "./slurm.conf").stdout
+    put(cluster, NODE, SITE[0], first)
     assert "not included" in cluster.slurm_mig("status").stdout
     cluster.slurm_mig("reconcile")
-    assert "Include slurm-mig/nodes.conf" in cluster.read(SITE[0], NODE)
-    for path, text in zip(SITE, ours[2:], strict=True):
-        put(cluster, NODE, path, text)
+    assert copies(cluster) == ours
+    assert healthy(cluster)
+    ended_well(cluster, job)
+
+
+@pytest.mark.parametrize("way", ["per-host, node"], indirect=True)
+def test_a_slurm_conf_that_lacks_its_node_stops_that_node_only(cluster: ManagedCluster) -> None:
+    """Nothing of it can be published: left fenced with that reason; mended, it is released."""
+    job = computing(cluster, f"gpu:{next(t for t in gres(cluster) if not is_filler(t))}:1")
+    good = cluster.read(SITE[0], NODE)
+    first = cluster.run("tar", "-xOf", "/run/etc-slurm.tar", "./slurm.conf").stdout
+    put(cluster, NODE, SITE[0], first.replace(f"NodeName={NODE} ", "NodeName=renamed "))
+    done = cluster.slurm_mig("reconcile", check=False)
+    assert done.returncode == Exit.ATTENTION
+    assert f"no NodeName line defines {NODE}" in done.stdout
+    assert "DRAIN" in cluster.node(NODE)["State"]
+    put(cluster, NODE, SITE[0], good)
+    cluster.slurm_mig("reconcile")
     assert healthy(cluster)
     ended_well(cluster, job)
 
