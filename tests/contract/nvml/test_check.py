@@ -59,7 +59,7 @@ class Patient:
 
 
 @pytest.fixture
-def patient(opened: Opened, tmp_path: Path) -> Iterator[Callable[..., Patient]]:
+def patient(opened: Opened, tmp_path: Path) -> Callable[..., Patient]:
     def of(*specs: GpuSpec, driver: str = "580.95.05") -> Patient:
         return Patient(opened(*specs, driver=driver), tmp_path)
 
