@@ -107,9 +107,7 @@ def test_an_administrators_layout_goes_the_controllers_way(site: ManagedCluster)
 
 def test_an_instance_that_will_not_go_is_whole_again(site: ManagedCluster) -> None:
     before = layout(site, "a100-1", 1)
-    site.sh(
-        "nvml-sim fault nvmlGpuInstanceDestroy --code IN_USE --gpu 1 --times -1", node="a100-1"
-    )
+    site.sh("nvml-sim fault nvmlGpuInstanceDestroy --code IN_USE --gpu 1 --times -1", node="a100-1")
     done = site.slurm_mig("apply", "--node", "a100-1", "gpu1=7g.40gb", check=False)
     site.sh("nvml-sim fault --clear", node="a100-1")
     assert done.returncode == Exit.REFUSED

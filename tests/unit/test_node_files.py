@@ -38,7 +38,7 @@ def test_gres_conf_that_is_not_understood(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="too many includes"):
         gresfile.read(tmp_path / "gres.conf", "n1")
     (tmp_path / "gres.conf").write_text("Name=gpu File=/dev/nvidia[x]\n")
-    with pytest.raises(ConfigError, match="gres.conf:1: .* not understood as device files"):
+    with pytest.raises(ConfigError, match=r"gres.conf:1: .* not understood as device files"):
         gresfile.read(tmp_path / "gres.conf", "n1")
 
 
@@ -66,10 +66,14 @@ def process(proc: Path, pid: int, **files: str) -> None:
 
 def test_processes_in_words(tmp_path: Path) -> None:
     container = "a" * 64
-    process(tmp_path, 1, cmdline="nv-hostengine\0-n\0", cgroup="0::/system.slice/nvidia-dcgm.service\n")
+    process(
+        tmp_path, 1, cmdline="nv-hostengine\0-n\0", cgroup="0::/system.slice/nvidia-dcgm.service\n"
+    )
     process(tmp_path, 2, cmdline="python\0train.py\0",
             cgroup="7:devices:/slurm/uid_2001/job_17/step_0\n", environ="A=1\0")  # fmt: skip
-    process(tmp_path, 3, comm="worker\n", cgroup=f"0::/kubepods/pod1/cri-containerd-{container}.scope\n")
+    process(
+        tmp_path, 3, comm="worker\n", cgroup=f"0::/kubepods/pod1/cri-containerd-{container}.scope\n"
+    )
     process(tmp_path, 4, cmdline="x\0" * 60, environ="SLURM_JOB_ID=9\0B=2\0")
     words = [str(holders.describe(pid, tmp_path)) for pid in (1, 2, 3, 4, 5)]
     assert words == [
