@@ -17,7 +17,6 @@ from slurm_mig.core import publish
 from slurm_mig.core.records import ManagedNode
 from slurm_mig.errors import DriftError
 
-
 NO_CATALOG = publish.Catalog()
 
 
