@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import socket
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slurm_mig.adapters.atomic import write_atomic
@@ -177,7 +177,8 @@ class Assembly:
         ]
         group = next((g for g in self.settings.groups if name in expand(g.nodes)), None)
         whole = Whole(group.whole_type, group.mode_change) if group else Whole()
-        return managed_node(site, name, facts, self.settings.node.caps_dir, whole, own)
+        node = managed_node(site, name, facts, self.settings.node.caps_dir, whole, own)
+        return replace(node, explicit=self.settings.submit.exclusive == "explicit")
 
 
 class LocalFiles(ManagedFiles):

@@ -77,6 +77,7 @@ def _gres_line(node: ManagedNode, device: Device) -> str:
     key = "File" if len(device.files) == 1 else "MultipleFiles"
     cores = node.cores.get(device.gpu)
     extra = f" Cores={cores}" if cores else ""
+    extra += " Flags=explicit" if node.explicit else ""
     return f"NodeName={node.name} Name=gpu Type={device.type} {key}={shorten(device.files)}{extra}"
 
 

@@ -49,6 +49,9 @@ class ManagedNode:
     baseline: Mapping[int, tuple[Placement, ...]] = field(default_factory=dict)
     """Layout of each GPU that fills room nobody asked for: the one found at enrolment."""
     partitions: tuple[str, ...] = ()
+    explicit: bool = False
+    """Whole-node jobs (`--exclusive`) get the gpus that they ask for, not every slot: gres.conf's
+    Flags=explicit."""
     most: Mapping[str, int] = field(default_factory=dict)
     """The most devices of each possible type that the node can have at once."""
 

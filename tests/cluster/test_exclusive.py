@@ -9,7 +9,7 @@ import pytest
 from slurm_mig.core import demand
 from slurm_mig.core.model import is_filler
 from tests.testbed.cluster import A100, NodeSpec
-from tests.testbed.product import ManagedCluster
+from tests.testbed.product import CONFIGURATION, ManagedCluster
 
 NODE = "a100-1"
 WHOLE = (("--exclusive",), ("--partition=whole",))
@@ -90,3 +90,40 @@ def test_a_whole_node_job_waits_for_an_empty_node(
         if one.job(wants)["JobState"] != "PENDING":
             break
     one.wait_job(wants, "COMPLETED")
+
+
+def with_policy(policy: str) -> ManagedCluster:
+    configuration = CONFIGURATION.replace("submit:\n", f"submit:\n  exclusive: {policy}\n")
+    return ManagedCluster(nodes=(NodeSpec(NODE, (A100,)),), configuration=configuration)
+
+
+def test_explicit_gives_a_whole_node_job_what_it_asks_for() -> None:
+    """Its own device, no filler, no guard; none when it asks for none; the node is not frozen."""
+    with with_policy("explicit") as cluster:
+        cluster.enrol()
+        runs = cluster.submit(RUNS, "--gres=gpu:1g.5gb:1", "--exclusive")
+        cluster.wait_job(runs, "RUNNING")
+        assert demand.gpu_indexes(cluster.job(runs)["GRES"]) == {0}
+        assert cluster.status()["nodes"][0]["condition"] == "usable"
+        wants = cluster.submit("true", "--gres=gpu:3g.20gb:1")
+        cluster.slurm_mig("reconcile")
+        cluster.run("touch", f"/tmp/jobs/{runs}.stop")
+        assert cluster.wait_job(runs, "COMPLETED", "FAILED")["JobState"] == "COMPLETED"
+        for _ in range(3):
+            cluster.slurm_mig("reconcile")
+        cluster.wait_job(wants, "COMPLETED")
+        none = cluster.submit(RUNS, "--exclusive")
+        cluster.wait_job(none, "RUNNING")
+        assert not demand.gpu_indexes(cluster.job(none).get("GRES", ""))
+        cluster.run("touch", f"/tmp/jobs/{none}.stop")
+        assert cluster.wait_job(none, "COMPLETED", "FAILED")["JobState"] == "COMPLETED"
+
+
+def test_refuse_says_so_at_submit() -> None:
+    with with_policy("refuse") as cluster:
+        cluster.enrol()
+        done = cluster.run("sbatch", "--exclusive", "--wrap=true", user="alice", check=False)
+        assert done.returncode
+        assert "a whole node of partition main can't be had (--exclusive)" in done.stderr
+        shared = cluster.submit("true", "--gres=gpu:1g.5gb:1")
+        cluster.wait_job(shared, "COMPLETED")
