@@ -22,7 +22,7 @@ CONTROLLERS = (
     "controllers: [head, head2]",
     'controller_command: [on-node, "%h", slurm-mig, files, serve]',
 )
-PROFILES = ("3g.20gb", "4g.20gb", "2g.10gb")
+PROFILES = ("3g.20gb", "4g.20gb", "2g.10gb", "1g.10gb")
 
 
 @pytest.fixture(scope="module")
