@@ -42,7 +42,9 @@ def in_charge(cluster: ManagedCluster) -> str:
     """The host whose slurmctld says that it answers as the one at work."""
     said = cluster.run("scontrol", "ping", check=False).stdout
     up = [line for line in said.splitlines() if line.endswith("is UP")]
-    return "head" if any("primary" in line for line in up) else SECOND * bool(up)
+    if not up or cluster.run("sinfo", "-h", check=False).returncode:
+        return ""  # A standby answers the ping, and nothing else.
+    return "head" if any("primary" in line for line in up) else SECOND
 
 
 def offered(cluster: ManagedCluster) -> str:

@@ -28,7 +28,8 @@ L40S = "NVIDIA L40S"
 SITE_TYPES = {L40S: "l40s"}
 SMALLEST = {A100: ("1g.5gb", 7), A30: ("1g.6gb", 4), H100: ("1g.10gb", 7)}
 ETC = "/etc/slurm"
-DAEMON_TIMEOUT_S = 30.0
+DAEMON_TIMEOUT_S = 90.0
+"""A first slurmctld that takes control back from the second one needs 30 s for it."""
 
 
 @dataclass(frozen=True)

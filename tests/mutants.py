@@ -1,0 +1,129 @@
+"""Does a test fail when an invariant's check is taken out? Tries each, and prints a table.
+
+    scripts/mutants            all of them
+    scripts/mutants 2 5        those of invariants 2 and 5
+
+Each mutant is a copy of the project in which one check is gone. The test named beside it runs there
+and must fail; that it passes on the project itself is what scripts/test sees. Not part of
+scripts/test: it takes some minutes. docs/safety.md has the invariants and the last result.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parents[1]
+COPY = Path("/tmp/mutant")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`old` in `file` becomes `new`; `test` must notice."""
+
+    invariant: int
+    what: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+MUTANTS = (
+    Mutant(
+        1, "released before slurmctld shows the new Gres", "slurm_mig/executor.py",
+        '"INVALID_REG" not in n.states and list(n.gres.items()) == list(wanted.items())',
+        "True",
+        "tests/cluster/test_last_instant.py::test_a_slurmd_that_registers_something_else_is_not_released",
+    ),
+    Mutant(
+        1, "device files not made before slurmd reads their names", "slurm_mig/node.py",
+        "        system.ensure_device_files(file for device in slots for file in device.files)\n",
+        "",
+        "tests/cluster/test_isolation.py::test_slurmd_comes_up_after_the_driver_took_its_device_nodes",
+    ),
+    Mutant(
+        2, "Slurm's allocations are not looked at behind the fence", "slurm_mig/executor.py",
+        "if (device.gpu, device.placement) in blocking:",
+        "if False:",
+        "tests/cluster/test_last_instant.py::test_a_job_that_starts_in_the_last_instant_before_the_fence",
+    ),
+    Mutant(
+        2, "NVML's processes are not looked at behind the fence", "slurm_mig/node.py",
+        "            _refuse_busy(gpus[part.gpu], part)\n",
+        "            pass\n",
+        "tests/cluster/test_last_instant.py::test_a_process_that_starts_behind_the_fence",
+    ),
+    Mutant(
+        3, "busy devices do not keep their index", "slurm_mig/core/slots.py",
+        "    line: dict[int, Device] = dict(busy)\n",
+        "    line: dict[int, Device] = dict(zip(sorted(busy), reversed([*busy.values()])))\n",
+        "tests/unit/test_slots.py",
+    ),
+    Mutant(
+        4, "released without a registration", "slurm_mig/core/transitions.py",
+        "    if not seen.registered:\n        return Step.REGISTER\n",
+        "",
+        "tests/unit/test_values.py::test_the_release_comes_last_of_all",
+    ),
+    Mutant(
+        5, "every drain is taken for ours", "slurm_mig/executor.py",
+        "    if node.reason.startswith(transaction.reason):\n        return True\n",
+        "    return True\n",
+        "tests/cluster/test_ownership.py::test_a_hand_in_the_middle",
+    ),
+    Mutant(
+        6, "the reshape is not journalled before it is made", "slurm_mig/executor.py",
+        "        self._journal(Phase.RESHAPED)\n        self.touched = True\n",
+        "        self.touched = True\n",
+        "tests/cluster/test_recovery.py",
+    ),
+    Mutant(
+        7, "the guard lists nothing that is not there yet", "slurm_mig/core/slots.py",
+        "file not in used",
+        "file in used",
+        "tests/cluster/test_reshape.py::test_a_job_cannot_open_an_instance_made_after_it_started",
+    ),
+    Mutant(
+        8, "types that the node has not now are not listed", "slurm_mig/core/slots.py",
+        "absent = sorted(t for t in (*possible, ZERO) if t not in tally)",
+        "absent = [ZERO]",
+        "tests/cluster/test_ownership.py::test_an_old_state_of_our_files_costs_no_job",
+    ),
+)  # fmt: skip
+
+
+def noticed(mutant: Mutant) -> bool:
+    """Runs the mutant's test in a copy. Raises when the text to change is not there once."""
+    shutil.rmtree(COPY, ignore_errors=True)
+    shutil.copytree(HERE, COPY, ignore=shutil.ignore_patterns(".git", "__pycache__"))
+    path = COPY / mutant.file
+    text = path.read_text()
+    if text.count(mutant.old) != 1:
+        raise ValueError(f"{mutant.file} has {mutant.old!r} {text.count(mutant.old)} times")
+    path.write_text(text.replace(mutant.old, mutant.new))
+    # The product runs from where it is installed: the copy takes its place in this namespace.
+    subprocess.run(["mount", "--bind", COPY, HERE], check=True)
+    try:
+        command = [sys.executable, "-m", "pytest", "-q", "-x", mutant.test]
+        return subprocess.run(command, cwd=HERE, stdout=subprocess.DEVNULL).returncode == 1
+    finally:
+        subprocess.run(["umount", HERE], check=True)
+
+
+def main(*chosen: str) -> int:
+    missed = 0
+    for mutant in MUTANTS:
+        if chosen and str(mutant.invariant) not in chosen:
+            continue
+        found = noticed(mutant)
+        missed += not found
+        print(f"{mutant.invariant}  {'noticed' if found else 'MISSED '}  {mutant.what}", flush=True)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
