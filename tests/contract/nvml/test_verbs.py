@@ -190,6 +190,13 @@ def test_nothing_to_export(verbs: Verbs) -> None:
         verbs(GpuSpec(L40S)).export(inline=False)
 
 
+def test_mode_names_who_is_in_the_way(verbs: Verbs, sim: Simulator, holder: int) -> None:
+    node = verbs(GpuSpec(H100))
+    sim.add_process(holder, 0)
+    with pytest.raises(BusyError, match=rf"held by process {holder} \(sleep 60\): job 17; it was"):
+        node.mode((), on=True)
+
+
 def test_mode(verbs: Verbs) -> None:
     node = verbs(GpuSpec(H100), GpuSpec(A100, mig=True), GpuSpec(L40S))
     assert node.mode((), on=True).text == "GPU 0: MIG on\nGPU 1: MIG on already\n"
