@@ -25,7 +25,7 @@ from slurm_mig.core.layoutfile import Board, Entry, export, export_text, select
 from slurm_mig.core.layouts import LayoutChange, Wanted, agrees, devices_of, parse_inline
 from slurm_mig.core.model import Gpu, Placement
 from slurm_mig.doctor import Doctor
-from slurm_mig.errors import Exit, SlurmMigError, UsageError
+from slurm_mig.errors import BusyError, Exit, SlurmMigError, UsageError
 from slurm_mig.relayout import Relayout
 
 
@@ -163,6 +163,12 @@ class GpuVerbs:
         lines, rows = [], []
         for index in chosen:
             before = gpus[index]
+            if before.mig != on and before.pids:
+                who = ", ".join(str(_process(pid)) for pid in before.pids)
+                raise BusyError(
+                    f"GPU {index}: its MIG mode cannot change while it is held by {who}; it was "
+                    "left as it is"
+                )
             self._gpus.set_mode(index, on=on, keep_pending=True)
             changed = before.mig != on
             lines.append(f"GPU {index}: MIG {word}{'' if changed else ' already'}")

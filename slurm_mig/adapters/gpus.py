@@ -225,7 +225,7 @@ class NvmlGpus:
             if not kept:
                 pynvml.nvmlDeviceSetMigMode(device, int(not on))
             now = pynvml.nvmlDeviceGetMigMode(device)
-        raise _mode_refusal(gpu, activation, current=bool(now[0]), pending=bool(now[1]))
+        raise nvml.mode_refusal(gpu, activation, current=bool(now[0]), pending=bool(now[1]))
 
     def _refuse_mode_change(self, gpu: int, device: Any) -> None:
         """Raises BusyError for what the driver would refuse later, or worse, leave pending."""
@@ -397,31 +397,3 @@ class NvmlGpus:
         if self._minors is None:
             self._minors = self._read_minors() if self._minors_file.exists() else {}
         return key in self._minors
-
-
-def _mode_refusal(gpu: int, activation: int, *, current: bool, pending: bool) -> Exception:
-    """Why the mode is not what was asked, what was left behind, and what to do."""
-    word = {True: "on", False: "off"}
-    if pending != current:
-        left = f"it stays {word[current]}, and a change to {word[pending]} is pending"
-    else:
-        left = f"it stays {word[current]}, and nothing is pending"
-    if activation == pynvml.NVML_ERROR_RESET_REQUIRED:
-        return GpuError(
-            f"GPU {gpu}: the MIG mode changes with a reset only, which the driver cannot do "
-            f"here (a GPU passed through to a virtual machine); {left}",
-            code=activation,
-            hint="Reboot the virtual machine once the mode is pending."
-            if pending != current
-            else "Leave it pending and reboot the virtual machine.",
-        )
-    if activation in (pynvml.NVML_ERROR_IN_USE, pynvml.NVML_SUCCESS):
-        return BusyError(
-            f"GPU {gpu}: the MIG mode did not change, somebody holds the GPU whom NVML does not "
-            f"list; {left}",
-            hint="`slurm-mig check` on the node says who has its device files open.",
-        )
-    return GpuError(
-        f"GPU {gpu}: the MIG mode did not change: {pynvml.nvmlErrorString(activation)}; {left}",
-        code=activation,
-    )

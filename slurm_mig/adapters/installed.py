@@ -36,6 +36,7 @@ _FILES: Mapping[str, Sequence[tuple[str, str, int]]] = {
         ("scripts/task_prolog", f"{HOOK_DIR}/task_prolog", 0o755),
         ("etc/systemd/slurm-mig-check.service", f"{UNIT_DIR}/slurm-mig-check.service", 0o644),
         ("etc/systemd/slurm-mig-check.path", f"{UNIT_DIR}/slurm-mig-check.path", 0o644),
+        ("etc/systemd/slurm-mig-restore.service", f"{UNIT_DIR}/slurm-mig-restore.service", 0o644),
     ),
 }
 """By role: where it is in our tree, where it goes, its mode."""

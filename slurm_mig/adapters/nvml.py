@@ -16,7 +16,7 @@ import pynvml
 
 from slurm_mig.core import profiles
 from slurm_mig.core.model import Profile
-from slurm_mig.errors import GpuError, UnreachableError
+from slurm_mig.errors import BusyError, GpuError, UnreachableError
 
 T = TypeVar("T")
 
@@ -211,3 +211,31 @@ def processes(device: Any) -> list[tuple[int, int | None, int | None]]:
     )
     found = (process for call in calls for process in optional(partial(call, device)) or ())
     return [(int(p.pid), p.gpuInstanceId, p.computeInstanceId) for p in found]
+
+
+def mode_refusal(gpu: int, activation: int, *, current: bool, pending: bool) -> Exception:
+    """Why the mode is not what was asked, what was left behind, and what to do."""
+    word = {True: "on", False: "off"}
+    if pending != current:
+        left = f"it stays {word[current]}, and a change to {word[pending]} is pending"
+    else:
+        left = f"it stays {word[current]}, and nothing is pending"
+    if activation == pynvml.NVML_ERROR_RESET_REQUIRED:
+        return GpuError(
+            f"GPU {gpu}: the MIG mode changes with a reset only, which the driver cannot do "
+            f"here (a GPU passed through to a virtual machine); {left}",
+            code=activation,
+            hint="Reboot the virtual machine once the mode is pending."
+            if pending != current
+            else "Leave it pending and reboot the virtual machine.",
+        )
+    if activation in (pynvml.NVML_ERROR_IN_USE, pynvml.NVML_SUCCESS):
+        return BusyError(
+            f"GPU {gpu}: the MIG mode did not change, somebody holds the GPU whom NVML does not "
+            f"list; {left}",
+            hint="`slurm-mig check` on the node says who has its device files open.",
+        )
+    return GpuError(
+        f"GPU {gpu}: the MIG mode did not change: {pynvml.nvmlErrorString(activation)}; {left}",
+        code=activation,
+    )

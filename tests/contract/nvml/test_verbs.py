@@ -12,11 +12,12 @@ import pytest
 
 from slurm_mig.adapters.located import read
 from slurm_mig.config import NodeSettings
-from slurm_mig.core.layoutfile import interpret
+from slurm_mig.core.layoutfile import Entry, interpret
 from slurm_mig.errors import BusyError, SlurmMigError
 from slurm_mig.gpuverbs import Answer, GpuVerbs, Wish, printable
 from tests.contract.nvml.conftest import Opened
 from tests.testbed.nvml_sim import GpuSpec, Simulator
+from tests.unit import builders
 
 A100 = "NVIDIA A100-SXM4-40GB"
 H100 = "NVIDIA H100 80GB HBM3"
@@ -189,6 +190,13 @@ def test_nothing_to_export(verbs: Verbs) -> None:
         verbs(GpuSpec(L40S)).export(inline=False)
 
 
+def test_mode_names_who_is_in_the_way(verbs: Verbs, sim: Simulator, holder: int) -> None:
+    node = verbs(GpuSpec(H100))
+    sim.add_process(holder, 0)
+    with pytest.raises(BusyError, match=rf"held by process {holder} \(sleep 60\): job 17; it was"):
+        node.mode((), on=True)
+
+
 def test_mode(verbs: Verbs) -> None:
     node = verbs(GpuSpec(H100), GpuSpec(A100, mig=True), GpuSpec(L40S))
     assert node.mode((), on=True).text == "GPU 0: MIG on\nGPU 1: MIG on already\n"
@@ -271,3 +279,16 @@ def test_the_own_process_is_named(verbs: Verbs, sim: Simulator) -> None:
     sim.add_process(os.getpid(), 0)
     with pytest.raises(BusyError, match=f"cannot change while process {os.getpid()} holds it"):
         node.apply(words("gpu0=1g.10gb"), dry_run=False)
+
+
+@pytest.mark.parametrize("card", sorted(builders.models()))
+def test_every_profile_of_every_model(verbs: Verbs, card: str) -> None:
+    """Each alone, with its attributes; then a split of it where it has parts."""
+    node = verbs(GpuSpec(card))
+    for profile in builders.models()[card]["profiles"]:
+        name, slices = profile["name"], profile["slices"]
+        for wish in ({name: 1}, {f"1c.{name}": slices} if slices > 1 else {name: 1}):
+            asked = Wish(entries=(Entry(mig=True, devices=wish),))
+            node.apply(asked, dry_run=False)
+            assert node.asserted(asked).exit == 0, name
+    assert node.apply(words("all=off"), dry_run=False).text.endswith("  - MIG mode\n")
