@@ -13,3 +13,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="How many reshapes the tests of steps and the random runs make.",
     )
     parser.addoption("--seed", type=int, default=1, help="Seed of the random runs.")
+    parser.addoption(
+        "--queue",
+        type=int,
+        default=10,
+        help="How many jobs the mixed queue has; from 60 on, static layouts are compared too.",
+    )
