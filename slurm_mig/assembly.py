@@ -21,7 +21,7 @@ from slurm_mig.adapters.store import FileStore
 from slurm_mig.adapters.system import RealClock
 from slurm_mig.adapters.wake import Wake
 from slurm_mig.config import GroupSettings, Settings
-from slurm_mig.core import submit
+from slurm_mig.core import publish, submit
 from slurm_mig.core.planning.plan import Rules
 from slurm_mig.core.planning.weights import Weights
 from slurm_mig.core.policy import Policy
@@ -186,8 +186,7 @@ class LocalFiles(ManagedFiles):
     def __init__(self, settings: Settings) -> None:
         slurm = settings.slurm
         places = Places(Path(slurm.conf), Path(slurm.gres_conf), slurm.includes)
-        prefix, count = settings.catalog.prefix, settings.catalog.nodes
-        catalog = [f"{prefix}-{n + 1}" for n in range(count)]
+        catalog = publish.Catalog(settings.catalog.prefix, settings.catalog.nodes)
         super().__init__(places, Path(settings.state_dir) / "backups", catalog)
         self._settings = settings
 

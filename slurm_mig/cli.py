@@ -18,6 +18,7 @@ import click
 
 from slurm_mig import __version__, config
 from slurm_mig.commands import gpus
+from slurm_mig.commands.catalog import catalog
 from slurm_mig.commands.files import files
 from slurm_mig.commands.hook import hook
 from slurm_mig.commands.install import install, uninstall
@@ -317,6 +318,7 @@ def observe(config_path: Path, name: str | None) -> None:
 
 main.add_command(files)
 main.add_command(record)
+main.add_command(catalog)
 main.add_command(hook)
 main.add_command(install)
 main.add_command(uninstall)

@@ -34,19 +34,19 @@ class Places:
 
 
 class ManagedFiles:
-    """The copies at `places`. `catalog` names the catalog's node records; `one_host`: they are
+    """The copies at `places`. `catalog` gives the catalog's node records; `one_host`: they are
     one GPU node's own, and hold that node alone."""
 
     def __init__(
         self,
         places: Places,
         backups: Path,
-        catalog: Sequence[str] = (),
+        catalog: publish.Catalog = publish.Catalog(),
         *,
         one_host: bool = False,
     ) -> None:
         self.places = places
-        self.catalog = list(catalog)
+        self.catalog = catalog
         self._backups = backups
         self._one_host = one_host
 
@@ -69,7 +69,7 @@ class ManagedFiles:
 
     def texts(self, nodes: Sequence[ManagedNode]) -> dict[Path, str]:
         """What our files should say for these nodes; gres.conf first, as only slurmd reads it."""
-        catalog = publish.catalog_lines(self.catalog, nodes)
+        catalog = [record.line for record in self.catalog.records(nodes)]
         nodes_conf, gres_conf = self.places.ours
         return {
             gres_conf: publish.gres_conf(nodes),
@@ -130,8 +130,12 @@ class ManagedFiles:
         where all is as wanted only our own files are written."""
         site = self.site()
         names = [node.name for node in nodes]
-        catalog = self.catalog if nodes else []
-        partitions = {p: catalog for node in nodes for p in node.partitions} if catalog else {}
+        partitions: dict[str, list[str]] = {}
+        catalog = []
+        for record in self.catalog.records(nodes):
+            catalog.append(record.name)
+            for partition in record.partitions:
+                partitions.setdefault(partition, []).append(record.name)
         edits = site.manage(names, catalog, partitions, one_host=self._one_host)
         self.write(nodes)
         site.write(edits, self._backups)

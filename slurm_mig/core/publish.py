@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from slurm_mig.core import slots
 from slurm_mig.core.model import Device
@@ -98,49 +99,62 @@ def shorten(files: Sequence[str]) -> str:
     return ",".join(plain)
 
 
-def catalog_lines(names: Sequence[str], nodes: Iterable[ManagedNode]) -> list[str]:
-    """Records of nodes that never exist, so that any possible request queues.
+SHAPE = (
+    "CPUs", "Boards", "SocketsPerBoard", "Sockets", "CoresPerSocket", "ThreadsPerCore",
+    "RealMemory", "TmpDisk", "CoreSpecCount", "MemSpecLimit", "Features", "Feature",
+)  # fmt: skip
+"""What of a NodeName line decides whether a job fits, beside its gpus."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A node that never exists, like the real ones of one shape."""
+
+    name: str
+    line: str
+    partitions: tuple[str, ...]
+    like: tuple[str, ...]
+    """The real nodes that it stands for."""
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Records of nodes that never exist, so that any request that could run after reshapes queues.
 
     Slurm refuses at submit what no node record could take. A record in state FUTURE counts there,
     is hidden and never starts anything. Its address is one that never exists (RFC 5737): a name
-    that does not resolve costs slurmctld 10 s at each start and reconfigure. It has what the
-    largest managed node has, and of each type the most that one node could have.
+    that does not resolve costs slurmctld 10 s at each start and reconfigure. There are `each` for
+    every shape of managed nodes (no more than such nodes), in the partitions of those nodes, with
+    of each type the most that such a node could have: so nothing queues that could never run.
     """
-    managed = list(nodes)
-    if not managed or not names:
-        return []
-    gres: dict[str, int] = {}
-    for node in managed:
-        for gres_type, most in node.most.items():
-            gres[gres_type] = max(gres.get(gres_type, 0), most)
-    listed = ",".join(f"gpu:{t}:{n}" for t, n in sorted(gres.items()))
-    shape = {key: _largest(managed, key) for key in ("CPUs", "RealMemory")}
-    words = " ".join(f"{k}={v}" for k, v in shape.items() if v)
-    features = sorted({f for n in managed for f in _value(n, "Features").split(",") if f})
-    if features:
-        words += f" Features={','.join(features)}"
-    return [
-        f"NodeName={name} NodeAddr=192.0.2.1 NodeHostname={name} {words} Gres={listed} State=FUTURE"
-        for name in names
-    ]
+
+    prefix: str = "mig-catalog"
+    each: int = 0
+
+    def records(self, nodes: Iterable[ManagedNode]) -> list[Record]:
+        shapes: dict[tuple[str, str], list[ManagedNode]] = {}
+        for node in sorted(nodes, key=lambda n: n.name):
+            shapes.setdefault(_shape(node), []).append(node)
+        found: list[Record] = []
+        for (words, gres), alike in shapes.items():
+            partitions = sorted({p for node in alike for p in node.partitions})
+            like = tuple(node.name for node in alike)
+            for _ in range(min(self.each, len(alike))):
+                name = f"{self.prefix}-{len(found) + 1}"
+                line = (
+                    f"NodeName={name} NodeAddr=192.0.2.1 NodeHostname={name} {words}"
+                    f"Gres={gres} State=FUTURE"
+                )
+                found.append(Record(name, line, tuple(partitions), like))
+        return found
+
+
+def _shape(node: ManagedNode) -> tuple[str, str]:
+    """Attributes and Gres of a record like this node."""
+    words = "".join(f"{key}={value} " for key in SHAPE if (value := _value(node, key)))
+    return words, ",".join(f"gpu:{t}:{n}" for t, n in sorted(node.most.items()))
 
 
 def _value(node: ManagedNode, key: str) -> str:
     found: Mapping[str, str] = {k.lower(): v for k, v in node.attributes.items()}
     return found.get(key.lower(), "")
-
-
-def _largest(nodes: Sequence[ManagedNode], key: str) -> int:
-    values = [_value(node, key) for node in nodes]
-    if key == "CPUs":
-        values += [str(_cpus(node)) for node in nodes]
-    return max((int(v) for v in values if v.isdigit()), default=0)
-
-
-def _cpus(node: ManagedNode) -> int:
-    """CPUs of a node that gives sockets, cores and threads instead."""
-    total = 1
-    for key in ("Boards", "Sockets", "CoresPerSocket", "ThreadsPerCore"):
-        value = _value(node, key)
-        total *= int(value) if value.isdigit() else 1
-    return total

@@ -6,11 +6,12 @@ docs/hooks.md; what is asserted is what the choice rests on.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
 
-from tests.testbed.cluster import A100, NodeSpec
+from tests.testbed.cluster import A30, A100, NodeSpec
 from tests.testbed.product import CONFIGURATION, ManagedCluster
 
 WANTS = "--gres=gpu:3g.20gb:1"
@@ -108,3 +109,59 @@ def test_a_node_without_the_mark_gets_no_job_at_all(way: tuple[str, ManagedClust
     )
     assert cluster.node("n1")["State"] == "IDLE"
     cluster.run("scancel", str(job))
+
+
+@pytest.fixture(scope="module")
+def shapes() -> Iterator[ManagedCluster]:
+    """Two alike nodes and one of another kind, with up to two records for each shape."""
+    nodes = (
+        NodeSpec("a1", (A100,), partitions=("main", "a100"), features="a100"),
+        NodeSpec("a2", (A100,), partitions=("main", "a100"), features="a100"),
+        NodeSpec("b1", (A30,), cpus=16, memory_mib=128000, partitions=("main", "a30"),
+                 features="a30"),
+    )  # fmt: skip
+    configuration = CONFIGURATION + "catalog: {nodes: 2}\n"
+    with ManagedCluster(nodes=nodes, configuration=configuration) as cluster:
+        cluster.enrol()
+        yield cluster
+
+
+@pytest.mark.parametrize(
+    ("options", "queues"),
+    [
+        ("--gres=gpu:3g.20gb:1 -C a100", True),
+        ("--gres=gpu:3g.20gb:1 -N2 -p a100", True),
+        ("--gres=gpu:3g.20gb:2 -c 32 --mem=60G --array=1-2", True),
+        ("--gres=gpu:4g.24gb:1 -c 16 --mem=120G -p a30", True),
+        # No node could ever run these: more nodes, CPUs, memory or devices than one kind has.
+        ("--gres=gpu:3g.20gb:1 -C a30", False),
+        ("--gres=gpu:3g.20gb:1 -N3", False),
+        ("--gres=gpu:4g.24gb:1 -N2 -p main", False),
+        ("--gres=gpu:4g.24gb:1 -c 17", False),
+        ("--gres=gpu:3g.20gb:1 --mem=100G", False),
+        ("--gres=gpu:3g.20gb:3", False),
+    ],
+)
+def test_what_could_run_queues_and_nothing_else(
+    shapes: ManagedCluster, options: str, queues: bool  # noqa: FBT001
+) -> None:
+    done = shapes.run("sbatch", "--parsable", "--output=/dev/null", "--wrap=true",
+                      *options.split(), user="alice", check=False)  # fmt: skip
+    shapes.run("scancel", "--user=alice")
+    assert (done.returncode == 0) == queues, done.stderr
+
+
+def test_the_catalog_is_shown_and_what_queues_runs_after_a_reshape(shapes: ManagedCluster) -> None:
+    shown = json.loads(shapes.slurm_mig("catalog", "--json").stdout)["records"]
+    assert [(r["name"], r["like"], r["partitions"]) for r in shown] == [
+        ("mig-catalog-1", ["a1", "a2"], ["a100", "main"]),
+        ("mig-catalog-2", ["a1", "a2"], ["a100", "main"]),
+        ("mig-catalog-3", ["b1"], ["a30", "main"]),
+    ]
+    assert all(r["line"] in shapes.read("/etc/slurm/slurm-mig/nodes.conf") for r in shown)
+    job = shapes.submit("srun true", "--gres=gpu:3g.20gb:1", "-N2", "-C", "a100", "--mem=1G")
+    for _ in range(4):
+        shapes.slurm_mig("reconcile")
+        if shapes.job(job)["JobState"] != "PENDING":
+            break
+    shapes.wait_job(job, "COMPLETED", timeout=30)

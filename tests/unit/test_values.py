@@ -68,9 +68,27 @@ def test_our_files() -> None:
     ]
     line = publish.nodes_conf([one]).splitlines()[3]
     assert line.startswith("NodeName=n1 CPUs=32 RealMemory=64000 Gres=gpu:1g.5gb:1,gpu:3g.20gb:1,")
-    catalog = publish.catalog_lines(["cat-1"], [one])[0]
-    assert "NodeName=cat-1 NodeAddr=192.0.2.1 NodeHostname=cat-1 " in catalog
-    assert "CPUs=32 RealMemory=64000 Gres=gpu:1g.5gb:7,gpu:3g.20gb:2 State=FUTURE" in catalog
+    assert publish.Catalog("cat", 1).records([one])[0].line == (
+        "NodeName=cat-1 NodeAddr=192.0.2.1 NodeHostname=cat-1 CPUs=32 RealMemory=64000 "
+        "Gres=gpu:1g.5gb:7,gpu:3g.20gb:2 State=FUTURE"
+    )
+
+
+def test_the_catalog_has_a_record_for_every_shape_in_its_own_partitions() -> None:
+    one = replace(managed(), partitions=("main", "a"))
+    alike = replace(one, name="n2", partitions=("b",))
+    large = replace(one, name="n3", attributes={"CPUs": "64", "feature": "big"})
+    other = replace(one, name="n4", most={"1g.6gb": 4})
+    records = publish.Catalog("cat", 2).records([other, large, alike, one])
+    assert [(r.name, r.partitions, r.like) for r in records] == [
+        ("cat-1", ("a", "b", "main"), ("n1", "n2")),
+        ("cat-2", ("a", "b", "main"), ("n1", "n2")),
+        ("cat-3", ("a", "main"), ("n3",)),
+        ("cat-4", ("a", "main"), ("n4",)),
+    ]
+    assert " CPUs=64 Feature=big Gres=" in records[2].line
+    assert "Gres=gpu:1g.6gb:4 " in records[3].line
+    assert publish.Catalog().records([one]) == []
 
 
 def test_the_slot_map_is_flat() -> None:
