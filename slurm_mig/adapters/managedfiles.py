@@ -18,6 +18,9 @@ from slurm_mig.core.records import ManagedNode
 from slurm_mig.errors import DriftError
 
 
+NO_CATALOG = publish.Catalog()
+
+
 @dataclass(frozen=True)
 class Places:
     """Where a host has Slurm's files; ours are named relative to slurm.conf's directory."""
@@ -41,7 +44,7 @@ class ManagedFiles:
         self,
         places: Places,
         backups: Path,
-        catalog: publish.Catalog = publish.Catalog(),
+        catalog: publish.Catalog = NO_CATALOG,
         *,
         one_host: bool = False,
     ) -> None:

@@ -1,4 +1,4 @@
-"""`slurm-mig catalog`: the records that let jobs for absent profiles queue, and their partitions."""
+"""`slurm-mig catalog`: the records that let jobs for absent profiles queue, by partition."""
 
 from __future__ import annotations
 

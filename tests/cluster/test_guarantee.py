@@ -143,7 +143,9 @@ def shapes() -> Iterator[ManagedCluster]:
     ],
 )
 def test_what_could_run_queues_and_nothing_else(
-    shapes: ManagedCluster, options: str, queues: bool  # noqa: FBT001
+    shapes: ManagedCluster,
+    options: str,
+    queues: bool,  # noqa: FBT001
 ) -> None:
     done = shapes.run("sbatch", "--parsable", "--output=/dev/null", "--wrap=true",
                       *options.split(), user="alice", check=False)  # fmt: skip
