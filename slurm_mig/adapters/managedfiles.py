@@ -20,6 +20,9 @@ from slurm_mig.errors import DriftError
 NO_CATALOG = publish.Catalog()
 
 
+NO_CATALOG = publish.Catalog()
+
+
 @dataclass(frozen=True)
 class Places:
     """Where a host has Slurm's files; ours are named relative to slurm.conf's directory."""
