@@ -9,11 +9,12 @@ slurm_nvml_ensure() {
     version=$(chroot "$root" slurmctld -V | awk '{print $2}')
     [ ! -e "$store/gpu_nvml-$version.so" ] || return 0
     say "Fetching Slurm's nvml plugin $version (once)."
-    mapfile -t mirror < <(debian_mirror)
+    # The mirror that the filesystem was made from.
+    mirror=$(sed -n 's/^deb \(\[[^]]*\] \)\{0,1\}\([^ ]*\) .*/\2/p' "$root/etc/apt/sources.list" | head -n 1)
     work=$(mktemp -d)
     mkdir -p "$work/lists/partial" "$work/cache/archives/partial" "$store"
     for suite in "$SLURM_MIG_SUITE" sid; do
-        echo "deb ${mirror[0]:-http://deb.debian.org/debian} $suite contrib"
+        echo "deb $mirror $suite contrib"
     done >"$work/sources.list"
     local options=(-qq -o "Dir::Etc::SourceList=$work/sources.list" -o Dir::Etc::SourceParts=/dev/null
         -o "Dir::State::Lists=$work/lists" -o "Dir::Cache=$work/cache" -o APT::Sandbox::User=root
@@ -23,7 +24,12 @@ slurm_nvml_ensure() {
         apt-get "${options[@]}" update
         apt-get "${options[@]}" download "slurm-wlm-nvml-plugin=$version*"
         dpkg-deb -x ./*.deb files
-    ) >"$work/log" 2>&1 || { tail -n 20 "$work/log" >&2; fail "the nvml plugin could not be fetched"; }
+    ) >"$work/log" 2>&1 || {
+        tail -n 20 "$work/log" >&2
+        say "It could not be fetched: tests/cluster/test_foreign_readers.py will fail."
+        rm -rf "$work"
+        return 0
+    }
     find "$work/files" -name gpu_nvml.so -exec cp {} "$store/gpu_nvml-$version.so" \;
     rm -rf "$work"
 }
