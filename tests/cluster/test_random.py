@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.testbed.cluster import A30, A100, NodeSpec
-from tests.testbed.product import ManagedCluster
+from tests.testbed.product import CONFIGURATION, ManagedCluster
 from tests.testbed.watch import Watch
 
 NODES = (
@@ -126,7 +126,8 @@ def drain_queue(cluster: ManagedCluster, watch: Watch, jobs: Jobs) -> None:
 def test_random_jobs_under_random_reshapes(request: pytest.FixtureRequest) -> None:
     count, seed = request.config.getoption("--reshapes"), request.config.getoption("--seed")
     dice = random.Random(seed)
-    with ManagedCluster(nodes=NODES) as cluster:
+    configuration = CONFIGURATION + "catalog: {nodes: 2}\n"
+    with ManagedCluster(nodes=NODES, configuration=configuration) as cluster:
         cluster.enrol()
         jobs = Jobs(cluster, dice)
         watch = Watch(cluster, jobs.cancelled_jobs, jobs.requeued_jobs)
