@@ -276,7 +276,8 @@ class _Planning:
         for request in unit.requests:
             key = (request.partition, frozenset(request.gpus))
             if key not in self._impossible:
-                self._impossible[key] = reasons.impossible(self._views, request)
+                some = self._pools.eligible(request)
+                self._impossible[key] = "" if some else reasons.impossible(self._views, request)
             if self._impossible[key]:
                 return self._impossible[key]
             names = self._near(request)
