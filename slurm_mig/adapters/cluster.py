@@ -207,7 +207,8 @@ def _by_node(jobs: Iterable[Mapping[str, Any]]) -> dict[str, _Held]:
         for name, detail in zip(names, job.get("gres_detail") or (), strict=False):
             indexes = demand.gpu_indexes(detail)
             if indexes:
-                held = Allocation(job_id, str(job.get("user_name") or "?"), indexes, min(states))
+                user = str(job.get("user_name") or "?")
+                held = Allocation(job_id, user, indexes, min(states), _end(job))
                 found[name].allocations.append(held)
         for state in sorted(states & UNSETTLED):
             for name in names:
@@ -215,6 +216,12 @@ def _by_node(jobs: Iterable[Mapping[str, Any]]) -> dict[str, _Held]:
         if job.get("batch_flag") and states == {"RUNNING"}:
             found[str(job.get("batch_host"))].batch_jobs.add(job_id)
     return dict(found)
+
+
+def _end(job: Mapping[str, Any]) -> int:
+    """When the job's time limit ends it; 0 without one (Slurm then says a year from its start)."""
+    limit, end = job.get("time_limit") or {}, job.get("end_time") or {}
+    return int(end.get("number") or 0) if limit.get("set") and end.get("set") else 0
 
 
 def _in_order(nodes: str | None) -> list[str]:
@@ -300,6 +307,7 @@ def _request(
     return JobRequest(
         job_id=int(job.id),
         user=job.user_name or "?",
+        account=job.account or "",
         partition=job.partition or "",
         priority=int(job.priority or 0),
         gpus=gpus,
