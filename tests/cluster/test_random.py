@@ -86,7 +86,10 @@ class Jobs:
                 self.cluster.run("scontrol", "resume", str(other), check=False)
 
     def heterogeneous(self, profile: str) -> None:
-        """Two components, each with an instance, started together or not at all."""
+        """Two components, each with an instance, started together or not at all, on two nodes."""
+        if profile.endswith(("6gb", "12gb", "24gb")):
+            self.plain(profile)
+            return
         gres = f"--gres=gpu:{profile}:1"
         job = self.cluster.submit(self.script("--het-group=0"), "-n1", gres, ":", "-n1", gres)
         self.asked[job] = profile

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from slurm_mig.core import demand
+from tests.testbed.cluster import Cluster
 from tests.testbed.product import ManagedCluster
 
 
@@ -188,3 +189,18 @@ def _as_filler(text: str) -> str:
     return text.replace(
         "NodeName=mixed-1 Name=gpu Type=1g.5gb", "NodeName=mixed-1 Name=gpu Type=off", 1
     )
+
+
+def test_components_of_a_heterogeneous_job_never_share_a_node(plain: Cluster) -> None:
+    """They wait beside a node that has room for both, until another one is free."""
+    plain.run("scontrol", "update", "NodeName=a100-2,mixed-1", "State=DRAIN", "Reason=test")
+    try:
+        gres = "--gres=gpu:1g.5gb:1"
+        job = plain.submit("true", "-n1", gres, ":", "-n1", gres)
+        plain.sh("sleep 4")
+        assert plain.job(job)["JobState"] == "PENDING"
+    finally:
+        plain.run("scontrol", "update", "NodeName=a100-2,mixed-1", "State=RESUME")
+        for node in ("a100-2", "mixed-1"):
+            plain.sh(f"kill -HUP {plain.pid('slurmd', node)}")
+    plain.wait_job(job, "COMPLETED")

@@ -46,13 +46,17 @@ def test_what_is_worth_more_is_served() -> None:
 
 
 def test_a_heterogeneous_job_whole_or_not_at_all() -> None:
-    view = node([gpu(A100, 0, *ones())])
+    views = [node([gpu(A100, 0, *ones())], name=name) for name in ("n1", "n2")]
     parts = [job(1, {"4g.20gb": 1}, het_job=1), job(2, {"3g.20gb": 1}, het_job=1)]
-    assert served(plan([view], parts)) == [1, 2]
-    too_much = [parts[0], job(2, {"4g.20gb": 1}, het_job=1)]
-    made = plan([view], too_much)
+    made = plan(views, parts)
+    assert served(made) == [1, 2]
+    assert len(made.changes) == 2, "components never share a node"
+    made = plan(views[:1], parts)
     assert not made.changes
-    assert [r.job_id for r in made.refusals] == [1, 2]
+    too_much = [job(3, {"4g.20gb": 1}), job(4, {"4g.20gb": 1}, het_job=4),
+                job(5, {"4g.20gb": 1}, het_job=4)]  # fmt: skip
+    made = plan(views, too_much[1:] + parts)
+    assert served(made) in ([1, 2], [4, 5]), "whole or not at all"
 
 
 def test_what_runs_out_soon_is_no_demand() -> None:

@@ -83,13 +83,13 @@ class Mender:
         found = 0
         for pool in self._pools.eligible(request):
             for at in self._pools.nodes[pool]:
-                if any(self._most[at][t] < n for t, n in wanted):
+                # Components of a heterogeneous job never share a node.
+                if at in tried or any(self._most[at][t] < n for t, n in wanted):
                     continue
                 if found == request.nodes + ENOUGH or not self._tries:
                     return
                 self._tries -= 1
-                node = tried.get(at, self._fleet.nodes[at])
-                trial = reshaped(node, request, self._tables, self._number)
+                trial = reshaped(self._fleet.nodes[at], request, self._tables, self._number)
                 if trial is not None:
                     found += 1
                     yield trial[0], at, trial[1]

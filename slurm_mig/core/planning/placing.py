@@ -7,10 +7,10 @@ tried again until something was added.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 
 from slurm_mig.core.model import JobRequest
-from slurm_mig.core.planning.fleet import Fleet, Node
+from slurm_mig.core.planning.fleet import Fleet
 from slurm_mig.core.planning.units import Kind, Pools, Unit
 
 Size = tuple[Kind, tuple[tuple[str, int], ...], int, int, int]
@@ -74,28 +74,23 @@ class Places:
             node.serves.append(request.job_id)
 
     def _together(self, unit: Unit) -> bool:
-        """Nodes for every component, tried on copies: components may share a node."""
-        tried: dict[int, Node] = {}
+        """Nodes for every component. Slurm's backfill, which alone starts heterogeneous jobs, plans
+        them node by node: components never share one (docs/facts.md)."""
         chosen: list[tuple[int, JobRequest]] = []
         for request in unit.requests:
-            found = self._find(request, tried)
+            found = self._find(request, {position for position, _ in chosen})
             if found is None:
                 return False
-            for position in found:
-                tried.setdefault(position, self._nodes[position].copy()).claim(request)
-                chosen.append((position, request))
+            chosen += [(position, request) for position in found]
         for position, request in chosen:
             self._claim(position, request)
         return True
 
-    def _find(
-        self, request: JobRequest, tried: Mapping[int, Node] | None = None
-    ) -> list[int] | None:
+    def _find(self, request: JobRequest, taken: Collection[int] = ()) -> list[int] | None:
         """So many nodes as the request asks for, each of which fits its share."""
         found: list[int] = []
         for position in self._candidates(request):
-            node = tried[position] if tried and position in tried else self._nodes[position]
-            if node.fits(request):
+            if position not in taken and self._nodes[position].fits(request):
                 found.append(position)
                 if len(found) == request.nodes:
                     return found
