@@ -79,7 +79,7 @@ def test_an_epilog_that_runs_is_waited_for(one: ManagedCluster) -> None:
 def test_a_node_that_does_not_settle_is_released_as_it_was(one: ManagedCluster) -> None:
     one.configure(CONFIGURATION.replace("cooldown_s: 0", "cooldown_s: 0\n  settle_s: 0.5"))
     ending = one.submit("true", "--gres=gpu:1g.5gb:1")
-    slow(one, "epilog", 4)
+    slow(one, "epilog", 10)
     one.wait_job(ending, "COMPLETING")
     before = one.node(NODE)["Gres"]
     wants = wanting(one)
@@ -90,7 +90,7 @@ def test_a_node_that_does_not_settle_is_released_as_it_was(one: ManagedCluster) 
     assert one.history()[-1]["phase"] == "abandoned"
     one.wait_job(ending, "COMPLETED")
     one.slurm_mig("reconcile")
-    one.wait_job(wants, "COMPLETED")
+    one.wait_job(wants, "COMPLETED", timeout=60)
 
 
 def test_a_suspended_job_keeps_its_device(one: ManagedCluster) -> None:

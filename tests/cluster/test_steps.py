@@ -10,6 +10,7 @@ from functools import partial
 
 import pytest
 
+from slurm_mig.core import demand
 from tests.testbed.cluster import A100, NodeSpec
 from tests.testbed.product import ManagedCluster
 
@@ -42,7 +43,10 @@ def test_no_step_fails_or_hangs(three: ManagedCluster, request: pytest.FixtureRe
         three.wait_for(partial(steps, three, job), 20, f"a step of {job}")
     before = registrations_refused(three)
     for number in range(count):
-        wants = three.submit("true", f"--gres=gpu:{PROFILES[number % 4]}:1", "-C", "n1")
+        shown = demand.parse_gres(three.node("a100-1")["Gres"])
+        order = PROFILES[number % 4 :] + PROFILES[: number % 4]
+        profile = next(p for p in order if p not in shown)
+        wants = three.submit("true", f"--gres=gpu:{profile}:1", "-C", "n1")
         three.slurm_mig("reconcile")
         three.wait_job(wants, "COMPLETED", timeout=60)
         three.run("scancel", str(wants), check=False)

@@ -160,10 +160,10 @@ def test_policy_fences_for_a_job_that_withholding_does_not_serve(one: ManagedClu
 
 
 def test_a_fence_that_waited_long_enough_comes_down(one: ManagedCluster) -> None:
-    running, wants = starving(one, 4)
+    running, wants = starving(one, 9)
     one.slurm_mig("reconcile")
     assert drained(one)
-    one.sh("sleep 4.2")
+    one.sh("sleep 9.2")
     done = one.slurm_mig("reconcile")
     assert not drained(one), done.stderr
     assert one.history()[-1]["phase"] == "abandoned"
