@@ -7,6 +7,7 @@ gpu jobs and a reconfigure; afterwards the count never changes. Called by `slurm
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections import Counter
@@ -348,6 +349,9 @@ class Enrolment:
                 self._cluster.reconfigure()
             for name in fenced:
                 self._cluster.resume(name)
+                # Without a registration the node starts nothing for a while. The first error counts.
+                with contextlib.suppress(SlurmMigError):
+                    self._nodes.announce(name)
             raise
         for name in names:
             self._release(name, timing)
