@@ -349,7 +349,7 @@ class Enrolment:
                 self._cluster.reconfigure()
             for name in fenced:
                 self._cluster.resume(name)
-                # Without a registration the node starts nothing for a while. The first error counts.
+                # Without a registration nothing starts there for a while. The first error counts.
                 with contextlib.suppress(SlurmMigError):
                     self._nodes.announce(name)
             raise

@@ -84,8 +84,9 @@ def same_everywhere(cluster: ManagedCluster) -> bool:
 def back_to_the_first(cluster: ManagedCluster) -> None:
     """The first slurmctld starts again and takes control back."""
     if not cluster.pid("slurmctld"):
-        # The first one reads what is saved, whether or not the second one is done (its own words).
-        state_is_saved(cluster)
+        # The first one reads what is saved, whether or not the second one is done (its own words),
+        # and a change is saved some seconds later.
+        cluster.sh("sleep 10")
         cluster.start_daemon("slurmctld")
     cluster.wait_for(lambda: in_charge(cluster) == "head", 60, "the first one to be in charge")
     cluster.wait_for(
