@@ -47,10 +47,8 @@ MUTANTS = (
     ),
     Mutant(
         2, "Slurm's allocations are not looked at behind the fence", "slurm_mig/executor.py",
-        "        for allocation in node.allocations:\n            for index in allocation.indexes:\n"
-        "                device",
-        "        for allocation in ():\n            for index in allocation.indexes:\n"
-        "                device",
+        "        for allocation in node.allocations:\n            for index",
+        "        for allocation in ():\n            for index",
         "tests/cluster/test_last_instant.py::test_a_job_that_starts_in_the_last_instant_before_the_fence",
     ),
     Mutant(
