@@ -22,23 +22,13 @@ from slurm_mig.commands.catalog import catalog
 from slurm_mig.commands.files import files
 from slurm_mig.commands.hook import hook
 from slurm_mig.commands.install import install, uninstall
+from slurm_mig.commands.options import CONFIG_OPTION, JSON_OPTION
 from slurm_mig.commands.snapshot import record
 from slurm_mig.errors import Exit, SlurmMigError
 
 if TYPE_CHECKING:
     from slurm_mig.assembly import Assembly
     from slurm_mig.core.model import NodeView, Plan
-
-CONFIG_OPTION = click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path),
-    envvar="SLURM_MIG_CONFIG",
-    default=Path(config.DEFAULT_PATH),
-    show_default=True,
-    help="Configuration file.",
-)
-JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 class Commands(click.Group):

@@ -8,19 +8,12 @@ from pathlib import Path
 import click
 
 from slurm_mig import config
+from slurm_mig.commands.options import CONFIG_OPTION, JSON_OPTION
 
 
 @click.command()
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path),
-    envvar="SLURM_MIG_CONFIG",
-    default=Path(config.DEFAULT_PATH),
-    show_default=True,
-    help="Configuration file.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@CONFIG_OPTION
+@JSON_OPTION
 def catalog(config_path: Path, as_json: bool) -> None:  # noqa: FBT001
     """Show the catalog's node records: one for each shape of managed nodes; change nothing.
 

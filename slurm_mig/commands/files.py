@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slurm_mig import config
+from slurm_mig.commands.options import CONFIG_OPTION
 from slurm_mig.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,15 +26,7 @@ def files() -> None:
 
 
 @files.command()
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path),
-    envvar="SLURM_MIG_CONFIG",
-    default=Path(config.DEFAULT_PATH),
-    show_default=True,
-    help="Configuration file.",
-)
+@CONFIG_OPTION
 def serve(config_path: Path) -> None:
     """Answer JSON requests, one a line on stdin, until it ends."""
     from slurm_mig.adapters.system import require_root

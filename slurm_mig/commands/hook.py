@@ -14,21 +14,12 @@ from typing import TYPE_CHECKING
 import click
 
 from slurm_mig import config, hooks
+from slurm_mig.commands.options import CONFIG_OPTION
 from slurm_mig.core.model import Gpu
 from slurm_mig.errors import Exit
 
 if TYPE_CHECKING:
     from slurm_mig.adapters.gpus import NvmlGpus
-
-CONFIG_OPTION = click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path),
-    envvar="SLURM_MIG_CONFIG",
-    default=Path(config.DEFAULT_PATH),
-    show_default=True,
-    help="Configuration file.",
-)
 
 
 @click.group()

@@ -9,21 +9,14 @@ from typing import Any
 import click
 
 from slurm_mig import config
+from slurm_mig.commands.options import CONFIG_OPTION
 from slurm_mig.core import demand, snapshot
 from slurm_mig.core.model import NodeView, Plan
 from slurm_mig.errors import ConfigError
 
 
 @click.command("snapshot")
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path),
-    envvar="SLURM_MIG_CONFIG",
-    default=Path(config.DEFAULT_PATH),
-    show_default=True,
-    help="Configuration file.",
-)
+@CONFIG_OPTION
 @click.option("--nodes", "nodes_path", type=click.Path(path_type=Path), required=True,
               help="Where to write the managed nodes.")  # fmt: skip
 @click.option("--jobs", "jobs_path", type=click.Path(path_type=Path), required=True,
