@@ -35,7 +35,8 @@ from slurm_mig.enrolment import (
     unsupported,
 )
 from slurm_mig.errors import ConfigError
-from slurm_mig.executor import Executor, Limits
+from slurm_mig.executor import Executor
+from slurm_mig.noderun import Limits
 from slurm_mig.reconciler import Reconciler
 
 

@@ -19,7 +19,7 @@ from slurm_mig.core import conditions, slots
 from slurm_mig.core.model import Gpu, SlurmNode, is_filler
 from slurm_mig.core.records import ManagedNode, NodeFacts
 from slurm_mig.errors import BusyError, ConfigError, SlurmMigError, UnreachableError, UsageError
-from slurm_mig.executor import REASON
+from slurm_mig.noderun import REASON
 from slurm_mig.ports import Clock, Cluster, Nodes
 
 log = logging.getLogger(__name__)

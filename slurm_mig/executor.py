@@ -11,14 +11,12 @@ used, or releases a node whose views differ.
 from __future__ import annotations
 
 import logging
-import re
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from slurm_mig.core import publish, slots
-from slurm_mig.core.model import Gpu, Instance, NodeChange, Slots, SlurmNode, is_filler
-from slurm_mig.core.records import ManagedNode, NodeFacts, Phase, Transaction
+from slurm_mig.core.model import NodeChange
+from slurm_mig.core.records import ManagedNode, Phase, Transaction
 from slurm_mig.core.transitions import Situation, Step, next_step
 from slurm_mig.errors import (
     ArrangementError,
@@ -28,29 +26,10 @@ from slurm_mig.errors import (
     SlurmMigError,
     UnreachableError,
 )
+from slurm_mig.noderun import REASON, Limits, NodeRun, Ports, ours
 from slurm_mig.ports import Clock, Cluster, Files, Nodes, Store
 
 log = logging.getLogger(__name__)
-
-REASON = "slurm-mig"
-"""Every reason that we put on a node starts with this word and a colon."""
-
-REFUSED_REGISTRATION = re.compile(r"gres/gpu\S* (count|type) (too low|changed|reported lower)")
-"""slurmctld's own reasons for INVALID_REG (source: interfaces/gres.c)."""
-
-POLL_S = 0.02
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How long the executor waits, in seconds."""
-
-    settle_s: float = 10.0
-    register_s: float = 30.0
-    release_s: float = 30.0
-    caps_dir: str = "/dev/nvidia-caps"
-    fence_wait_s: float = 0.0
-    """How long a fence may wait for running jobs, where the plan asks for one that does."""
 
 
 @dataclass(frozen=True)
@@ -70,28 +49,6 @@ class Outcome:
         return f"{self.node} {self.phase.value}: {self.note}"
 
 
-def orphaned(node: SlurmNode) -> bool:
-    """True for a drain that is ours or slurmctld's own for a refused registration, when no
-    transaction is open: the record of a release was lost, or an old file came back."""
-    if "DRAIN" not in node.states:
-        return False
-    words = bool(REFUSED_REGISTRATION.search(node.reason))
-    return node.reason.startswith(f"{REASON}:") or (words and "INVALID_REG" in node.states)
-
-
-def ours(node: SlurmNode, transaction: Transaction) -> bool:
-    """True if the node's drain is the one of this transaction.
-
-    slurmctld itself overwrites the reason when a registration is refused between our two
-    registrations: on a node whose transaction is publishing, its words are part of ours.
-    """
-    if "DRAIN" not in node.states:
-        return False
-    if node.reason.startswith(transaction.reason):
-        return True
-    return transaction.phase is Phase.PUBLISHED and bool(REFUSED_REGISTRATION.match(node.reason))
-
-
 class Executor:
     """Carries out planned changes. `alive` is called between steps (tests stop it there)."""
 
@@ -102,19 +59,13 @@ class Executor:
         files: Files,
         store: Store,
         clock: Clock,
-        limits: Limits = Limits(),
+        limits: Limits = Limits(),  # noqa: B008 frozen
         alive: Callable[[Step], None] = lambda _: None,
         *,
         by_reconfigure: bool = False,
     ) -> None:
-        self._cluster = cluster
-        self._nodes = nodes
-        self._files = files
-        self._store = store
-        self._clock = clock
-        self._limits = limits
+        self._at = Ports(cluster, nodes, files, store, clock, limits, by_reconfigure)
         self._alive = alive
-        self.by_reconfigure = by_reconfigure
 
     def reshape(self, node: ManagedNode, change: NodeChange) -> Outcome:
         """Carry out a planned change, or leave the node as it was and say why."""
@@ -122,9 +73,9 @@ class Executor:
 
     def reshape_all(self, work: Sequence[tuple[ManagedNode, NodeChange]]) -> list[Outcome]:
         """`reshape` of several nodes. Where a reconfigure publishes, they share one."""
-        if not self.by_reconfigure:
+        if not self._at.by_reconfigure:
             return [self.reshape(node, change) for node, change in work]
-        runs = [_Run(self, self._begin(node, change), Situation()) for node, change in work]
+        runs = [NodeRun(self._at, self._begin(node, change), Situation()) for node, change in work]
         ended = {run.name: self._advance(run, Step.REGISTER) for run in runs}
         ready = [run for run in runs if ended[run.name] is None]
         if ready:
@@ -133,10 +84,10 @@ class Executor:
                 ended[run.name] = self._quarantine(run, failure) if failure else self._advance(run)
         return [outcome for outcome in ended.values() if outcome is not None]
 
-    def _reconfigure(self, runs: Sequence[_Run]) -> str:
+    def _reconfigure(self, runs: Sequence[NodeRun]) -> str:
         """One reconfigure for all of them; returns why it failed, if it did."""
         try:
-            self._cluster.reconfigure()
+            self._at.cluster.reconfigure()
         except UnreachableError as error:
             return str(error)
         for run in runs:
@@ -150,10 +101,12 @@ class Executor:
             node=node.name,
             phase=Phase.FENCED,
             reason=f"{REASON}: reshaping ({ident})",
-            started=self._clock.now(),
+            started=self._at.clock.now(),
             change=change,
             before=node.slots,
-            until=self._clock.now() + self._limits.fence_wait_s if change.behind_fence else 0.0,
+            until=self._at.clock.now() + self._at.limits.fence_wait_s
+            if change.behind_fence
+            else 0.0,
         )
 
     def repair(self, node: ManagedNode, why: str) -> Outcome:
@@ -163,7 +116,7 @@ class Executor:
 
     def give_up(self, transaction: Transaction, why: str) -> Outcome:
         """Take down a fence that waits for running jobs."""
-        run = _Run(self, transaction, Situation(fenced=True))
+        run = NodeRun(self._at, transaction, Situation(fenced=True))
         try:
             run.hold()
         except SlurmMigError as error:
@@ -180,7 +133,7 @@ class Executor:
         log.log(level, "%s: resuming transaction %s (%s)", transaction.node, transaction.id,
                 transaction.phase.value)  # fmt: skip
         try:
-            node = self._cluster.node(transaction.node)
+            node = self._at.cluster.node(transaction.node)
         except GoneError as error:
             return self._finish(transaction, Phase.ABANDONED, str(error))
         touched = transaction.phase is not Phase.FENCED
@@ -189,7 +142,7 @@ class Executor:
                 transaction, Phase.ABANDONED, f"drained by somebody else: {node.reason}"
             )
         if "DRAIN" not in node.states:
-            managed = self._store.managed()[transaction.node]
+            managed = self._at.store.managed()[transaction.node]
             if transaction.phase is Phase.PUBLISHED and managed.slots == transaction.slots:
                 return self._was_released(transaction)
             return self._run(transaction)
@@ -197,7 +150,7 @@ class Executor:
 
     def _was_released(self, transaction: Transaction) -> Outcome:
         """All was done but for the record, and jobs may have started on the new slots since."""
-        run = _Run(self, transaction, Situation())
+        run = NodeRun(self._at, transaction, Situation())
         try:
             run.see_it_respond()
         except UnreachableError as error:
@@ -205,11 +158,11 @@ class Executor:
         return self._finish(transaction, Phase.RELEASED)
 
     def _run(self, transaction: Transaction, seen: Situation = Situation()) -> Outcome:  # noqa: B008
-        outcome = self._advance(_Run(self, transaction, seen))
+        outcome = self._advance(NodeRun(self._at, transaction, seen))
         assert outcome is not None
         return outcome
 
-    def _advance(self, run: _Run, until: Step = Step.DONE) -> Outcome | None:
+    def _advance(self, run: NodeRun, until: Step = Step.DONE) -> Outcome | None:
         """The steps before `until`: None when that is the next one, else what became of the run."""
         try:
             while (step := next_step(run.seen)) is not Step.DONE:
@@ -230,18 +183,18 @@ class Executor:
         note = f"left drained by somebody else: {run.theirs}" if run.theirs else ""
         return self._finish(run.transaction, Phase.RELEASED, note)
 
-    def _wait_fenced(self, run: _Run, why: str) -> Outcome | None:
+    def _wait_fenced(self, run: NodeRun, why: str) -> Outcome | None:
         """Leave the fence up for the next cycle, where the plan and the time allow it."""
         waiting = run.transaction
-        if run.touched or self._clock.now() > waiting.until:
+        if run.touched or self._at.clock.now() > waiting.until:
             return None
-        if not ours(self._cluster.watch(waiting.node), waiting):
+        if not ours(self._at.cluster.watch(waiting.node), waiting):
             return None
-        self._store.save_transaction(replace(waiting, note=why))
-        seconds = self._clock.now() - waiting.started
+        self._at.store.save_transaction(replace(waiting, note=why))
+        seconds = self._at.clock.now() - waiting.started
         return Outcome(waiting.node, Phase.FENCED, seconds, why)
 
-    def _abandon(self, run: _Run, why: str) -> Outcome:
+    def _abandon(self, run: NodeRun, why: str) -> Outcome:
         """The change cannot be made now. Publish what is there, and let the node go."""
         log.warning("%s: not reshaped: %s", run.transaction.node, why)
         if not run.fenced_once:
@@ -259,363 +212,17 @@ class Executor:
             return self._quarantine(run, f"{why}; then {error}")
         return self._finish(run.transaction, Phase.ABANDONED, why)
 
-    def _quarantine(self, run: _Run, why: str) -> Outcome:
+    def _quarantine(self, run: NodeRun, why: str) -> Outcome:
         """Left fenced: only a person can say what to do. The journal stays open for recovery."""
         log.error("%s: left drained: %s", run.transaction.node, why)
-        self._store.save_transaction(replace(run.transaction, note=why))
-        seconds = self._clock.now() - run.transaction.started
+        self._at.store.save_transaction(replace(run.transaction, note=why))
+        seconds = self._at.clock.now() - run.transaction.started
         return Outcome(run.transaction.node, Phase.QUARANTINED, seconds, why)
 
     def _finish(self, transaction: Transaction, phase: Phase, note: str = "") -> Outcome:
-        now = self._clock.now()
-        self._store.save_transaction(replace(transaction, phase=phase, finished=now, note=note))
+        now = self._at.clock.now()
+        self._at.store.save_transaction(replace(transaction, phase=phase, finished=now, note=note))
         did = "reshaped" if transaction.change.gpus else "published"
         outcome = Outcome(transaction.node, phase, now - transaction.started, note, did)
         log.info("%s", outcome.sentence)
         return outcome
-
-
-class _Run:
-    """One pass over the steps: `seen` grows as each step's effect has been looked at."""
-
-    def __init__(self, executor: Executor, transaction: Transaction, seen: Situation) -> None:
-        self._x = executor
-        self.transaction = transaction
-        self.seen = seen
-        self.fenced_once = seen.fenced
-        self.touched = transaction.phase is not Phase.FENCED
-        self.theirs = ""
-        """The reason of an administrator's drain that has taken our fence's place."""
-        self.reconfigured = False
-        """Has slurmctld been asked to read its files again since ours were written?"""
-        self._facts: NodeFacts | None = None
-        self._node: SlurmNode | None = None
-        self._marks: dict[str, float] = {}
-
-    @property
-    def name(self) -> str:
-        return self.transaction.node
-
-    def do(self, step: Step) -> None:
-        work = {
-            Step.FENCE: self.fence,
-            Step.RESHAPE: self.reshape,
-            Step.WRITE: self.write,
-            Step.REGISTER: self.register,
-            Step.RELEASE: self.release,
-        }
-        start = self._x._clock.now()
-        if step is not Step.FENCE:
-            self.hold()
-        work[step]()
-        self._marks[step.value] = self._x._clock.now() - start
-        self.transaction = replace(self.transaction, seconds=dict(self._marks))
-
-    def fence(self) -> None:
-        """Drain with our reason, then read again until the node is settled."""
-        before = self._x._cluster.node(self.name)
-        if "DRAIN" in before.states and not orphaned(before):
-            raise BusyError(f"{self.name} was drained by somebody else: {before.reason}")
-        self._x._store.save_transaction(self.transaction)
-        log.info("%s: fencing for %s", self.name, self.transaction.id)
-        self._x._cluster.drain(self.name, self.transaction.reason)
-        self.fenced_once = True
-        self.seen = replace(self.seen, fenced=True)
-        self._wait_settled()
-
-    def hold(self) -> None:
-        """See that the fence still stands; an administrator may have lifted or replaced it.
-
-        Before anything was touched, the node is his. Afterwards the views must first agree again:
-        under his drain, which then stays, or, when he resumed it, behind a fence made anew.
-        """
-        node = self._x._cluster.watch(self.name)
-        if ours(node, self.transaction):
-            return
-        if not self.touched:
-            raise BusyError(f"{self.name} was changed by somebody else: {_drain_of(node)}")
-        if "DRAIN" not in node.states:
-            log.warning("%s was resumed by somebody else in the middle: fenced again", self.name)
-            self._x._cluster.drain(self.name, self.transaction.reason)
-            self.look_again()
-        elif not self.theirs:
-            log.warning("%s was drained by somebody else: %s", self.name, node.reason)
-            self.theirs = node.reason
-
-    def _wait_settled(self) -> None:
-        deadline = self._x._clock.now() + self._x._limits.settle_s
-        while True:
-            node = self._x._cluster.node(self.name)
-            if "DRAIN" not in node.states or not (self.theirs or ours(node, self.transaction)):
-                raise BusyError(f"{self.name} was changed by somebody else: {_drain_of(node)}")
-            facts = self._observe()
-            waiting = _unsettled(node, facts)
-            if not waiting:
-                self._node, self._facts = node, facts
-                return
-            if self._x._clock.now() > deadline:
-                raise BusyError(f"{self.name} did not settle: {', '.join(waiting)}")
-            self._x._clock.sleep(POLL_S)
-
-    def look_again(self) -> None:
-        """Forget what was seen of the node: the next step reads it again."""
-        self._node = self._facts = None
-
-    def _observe(self) -> NodeFacts:
-        facts = self._x._nodes.observe([self.name])[self.name]
-        if isinstance(facts, SlurmMigError):
-            raise facts
-        return facts
-
-    def _current(self) -> tuple[SlurmNode, NodeFacts]:
-        if self._node is None or self._facts is None:
-            self._wait_settled()
-        assert self._node is not None
-        assert self._facts is not None
-        return self._node, self._facts
-
-    def reshape(self) -> None:
-        """Destroy and create instances, when none that must go is used."""
-        node, facts = self._current()
-        blocking = self.transaction.change.blocking
-        for allocation in node.allocations:
-            for index in allocation.indexes:
-                device = self._managed().slots[index]
-                if (device.gpu, device.placement) in blocking:
-                    raise BusyError(
-                        f"job {allocation.job_id} has {device.placement} of GPU {device.gpu}"
-                    )
-        for index in sorted(node.promised - node.allocated):
-            device = self._managed().slots[index]
-            if (device.gpu, device.placement) in blocking:
-                raise BusyError(
-                    f"a coming reservation needs {device.placement} of GPU {device.gpu}"
-                )
-        self._arrange(node, _after(facts.gpus, self.transaction.change))
-        self._journal(Phase.RESHAPED)
-        self.touched = True
-        log.info("%s: reshaping %s", self.name, _describe(self.transaction.change))
-        self._facts = self._x._nodes.reshape(self.name, self.transaction.change)
-        self.seen = replace(self.seen, reshaped=True)
-
-    def _arrange(self, node: SlurmNode, gpus: Sequence[Gpu]) -> Slots:
-        """The slots for these GPUs with every busy device at its index."""
-        managed = self._managed()
-        total = len(managed.slots) - 1
-        held = {(gpu.index, i.placement) for gpu in gpus for i in gpu.instances if i.pids}
-        # The slots that slurmctld last confirmed: what a job's index means.
-        before = managed.slots
-        now = {
-            d.key: d
-            for gpu in gpus
-            for d in slots.devices_of(gpu, managed.whole_types.get(gpu.index, ""))
-        }
-        kept_back = {(w.gpu, p) for w in self.transaction.change.withheld for p in w.placements}
-        busy = {
-            i: now.get(d.key, d)
-            for i, d in enumerate(before[:total])
-            if i in node.busy or (d.key in held and not is_filler(d.type))
-        }
-        taken = {d.key for d in busy.values()}
-        free = (d for k, d in now.items() if k not in taken and k not in kept_back)
-        arranged = slots.arrange(total, busy, free)
-        return slots.with_files(arranged, gpus, self._x._limits.caps_dir)
-
-    def _managed(self) -> ManagedNode:
-        return self._x._store.managed()[self.name]
-
-    def write(self) -> None:
-        """gres.conf and the node's line, both written before slurmd may read them.
-
-        The device files come first: from here on anybody may restart slurmd, or reconfigure.
-        """
-        node, facts = self._current()
-        new = self._arrange(node, facts.gpus)
-        self._x._nodes.prepare(self.name, new)
-        self.transaction = replace(self.transaction, slots=new)
-        self._journal(Phase.PUBLISHED)
-        managed = self._x._store.managed()
-        for name, other in managed.items():
-            # What another node in transition is about to publish is in the files too.
-            open_one = self._x._store.transaction(name)
-            if open_one is not None and open_one.phase is Phase.PUBLISHED:
-                managed[name] = replace(other, slots=open_one.slots)
-        self._x._files.write(list(managed.values()), self.name)
-        self.reconfigured = False
-        self.seen = replace(self.seen, written=True)
-
-    def register(self) -> None:
-        """slurmctld gets the new Gres, slurmd reads its files again, and both must say the same.
-
-        When a type vanishes while jobs use gpus of the node this takes two registrations
-        (`slots.bridge_line`).
-        """
-        managed = self._published()
-        if self._x.by_reconfigure:
-            self._register_by_reconfigure(managed)
-        else:
-            self._register_by_node(managed)
-        self._x._store.save_managed(managed)
-        self.seen = replace(self.seen, registered=True)
-
-    def _register_by_reconfigure(self, managed: ManagedNode) -> None:
-        """slurmctld reads its files again and has every slurmd do the same. Its answer says little:
-        the node's slurmd must be another one, and slurmctld must show the slots."""
-        _, facts = self._current()
-        if not self.reconfigured:
-            self._x._cluster.reconfigure()
-            self.reconfigured = True
-        self._x._nodes.follow(self.name, facts.slurmd_pid)
-        self._shows(managed)
-        self._say_the_reason_again()
-
-    def _shows(self, managed: ManagedNode) -> None:
-        wanted = slots.tally(managed.slots)
-        self._wait(
-            lambda n: (
-                "INVALID_REG" not in n.states and list(n.gres.items()) == list(wanted.items())
-            ),
-            "slurmctld to show the new Gres",
-        )
-
-    def _register_by_node(self, managed: ManagedNode) -> None:
-        """Only this node's slurmd registers, once or twice."""
-        node, _ = self._current()
-        bridge = None
-        if node.allocations:
-            bridge = slots.bridge_line(node.gres, managed.slots, publish.all_types(managed))
-        if bridge:
-            self._x._cluster.set_gres(self.name, bridge)
-            # slurmctld is about to write its own words over the reason: whose it is, is read now.
-            self.hold()
-            self._x._nodes.preregister(self.name, managed.slots)
-            self._wait(
-                lambda n: (
-                    # It may be there from before: then the types tell that this one has come.
-                    "INVALID_REG" in n.states and set(n.gres) == set(slots.tally(managed.slots))
-                ),
-                "the first registration",
-            )
-            self._say_the_reason_again()
-        self._x._cluster.set_gres(self.name, publish.node_gres(managed))
-        self._x._nodes.publish(self.name, managed.slots)
-        self._shows(managed)
-
-    def _published(self) -> ManagedNode:
-        """The node's record once this transaction's slots are confirmed."""
-        now, change, managed = self._x._clock.now(), self.transaction.change, self._managed()
-        reshaped = {part.gpu: now for part in change.gpus if self.touched}
-        offered = {d.key for d in self.transaction.slots}
-        withheld = []
-        for part in change.withheld:
-            there = frozenset(p for p in part.placements if (part.gpu, p) not in offered)
-            if there:
-                withheld.append(replace(part, placements=there, since=part.since or now))
-        return replace(
-            managed,
-            slots=self.transaction.slots,
-            withheld=tuple(withheld),
-            published=now,
-            reshaped={**managed.reshaped, **reshaped},
-        )
-
-    def keep_withheld(self) -> None:
-        """The change is not made: what was withheld before it stays so."""
-        change = replace(self.transaction.change, withheld=self._managed().withheld)
-        self.transaction = replace(self.transaction, change=change)
-
-    def _say_the_reason_again(self) -> None:
-        """slurmctld put its own words in the reason's place: whose the drain is stays as it was."""
-        node = self._x._cluster.watch(self.name)
-        if REFUSED_REGISTRATION.search(node.reason):
-            self._x._cluster.drain(self.name, self.theirs or self.transaction.reason)
-
-    def _wait(self, ready: Callable[[SlurmNode], bool], what: str) -> SlurmNode:
-        deadline = self._x._clock.now() + self._x._limits.register_s
-        while True:
-            try:
-                node = self._x._cluster.watch(self.name)
-                if ready(node):
-                    return node
-                shown = ",".join(f"{t}:{n}" for t, n in node.gres.items())
-                seen = f"{'+'.join(sorted(node.states))}, Gres {shown}, reason {node.reason!r}"
-            except GoneError:
-                raise
-            except UnreachableError as error:
-                # slurmctld starts anew in a reconfigure, and another one may be taking over.
-                seen = str(error)
-            if self._x._clock.now() > deadline:
-                raise UnreachableError(
-                    f"{self.name}: waited {self._x._limits.register_s:g} s for {what}; "
-                    f"it shows {seen}"
-                )
-            self._x._clock.sleep(POLL_S)
-
-    def release(self) -> None:
-        """Resume, have slurmd register at once, and wait until slurmctld can reach it.
-
-        Without the registration nothing starts on the node until its next ping, and a running
-        job's new step can hang (measured: up to 11 s beside an unreachable node).
-        """
-        node = self._x._cluster.watch(self.name)
-        if ours(node, self.transaction):
-            self._x._cluster.resume(self.name)
-            self._marks["fenced"] = self._x._clock.now() - self.transaction.started
-        elif "DRAIN" in node.states:
-            self.theirs = node.reason
-        if not self.theirs:
-            self.see_it_respond()
-        self.seen = replace(self.seen, released=True)
-
-    def see_it_respond(self) -> None:
-        """Have slurmd register, and wait until slurmctld counts it as responding."""
-        self._x._nodes.announce(self.name)
-        self._wait(
-            lambda n: not n.states & {"NOT_RESPONDING", "DRAIN", "INVALID_REG"},
-            "the node to respond after its release",
-        )
-
-    def _journal(self, phase: Phase) -> None:
-        self.transaction = replace(self.transaction, phase=phase)
-        self._x._store.save_transaction(self.transaction)
-
-
-def _after(gpus: Sequence[Gpu], change: NodeChange) -> list[Gpu]:
-    """The GPUs as they will be: only so that an order of slots is known to exist beforehand."""
-
-    parts = {part.gpu: part for part in change.gpus}
-    found = []
-    for gpu in gpus:
-        part = parts.get(gpu.index)
-        if part is None:
-            found.append(gpu)
-            continue
-        kept = [i for i in gpu.instances if i.placement in part.target]
-        new = part.target - {i.placement for i in kept}
-        made = [Instance(p, -1, "", 0, ()) for p in sorted(new)]
-        found.append(replace(gpu, mig=part.mig, instances=(*kept, *made)))
-    return found
-
-
-def _unsettled(node: SlurmNode, facts: NodeFacts) -> list[str]:
-    """What is starting or ending on the node. A job that was allocated in the last instant before
-    the fence is running for slurmctld, but its launch may still be on its way to slurmd."""
-    starting = sorted(node.batch_jobs - facts.stepd_jobs)
-    return [
-        *node.unsettled,
-        *(f"{hook} runs" for hook in facts.hooks),
-        *(f"job {job} has no slurmstepd yet" for job in starting),
-    ]
-
-
-def _drain_of(node: SlurmNode) -> str:
-    return f"drained: {node.reason}" if "DRAIN" in node.states else "its drain was lifted"
-
-
-def _describe(change: NodeChange) -> str:
-    parts = []
-    for gpu in change.gpus:
-        minus = " ".join(f"-{p}" for p in gpu.destroyed)
-        plus = " ".join(f"+{p}" for p in gpu.created)
-        parts.append(f"GPU {gpu.gpu}: {minus} {plus}".strip())
-    return "; ".join(parts)

@@ -23,7 +23,8 @@ from slurm_mig.core.model import (
 from slurm_mig.core.planning import plan as planner
 from slurm_mig.core.records import CycleReport, ManagedNode, NodeFacts, Phase, Transaction
 from slurm_mig.errors import SlurmMigError
-from slurm_mig.executor import Executor, Outcome, orphaned
+from slurm_mig.executor import Executor, Outcome
+from slurm_mig.noderun import orphaned
 from slurm_mig.ports import Clock, Cluster, Files, Nodes, Store
 
 log = logging.getLogger(__name__)

@@ -34,7 +34,7 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
-        1, "released before slurmctld shows the new Gres", "slurm_mig/executor.py",
+        1, "released before slurmctld shows the new Gres", "slurm_mig/noderun.py",
         '"INVALID_REG" not in n.states and list(n.gres.items()) == list(wanted.items())',
         "True",
         "tests/cluster/test_last_instant.py::test_a_slurmd_that_registers_something_else_is_not_released",
@@ -46,7 +46,7 @@ MUTANTS = (
         "tests/cluster/test_isolation.py::test_slurmd_comes_up_after_the_driver_took_its_device_nodes",
     ),
     Mutant(
-        2, "Slurm's allocations are not looked at behind the fence", "slurm_mig/executor.py",
+        2, "Slurm's allocations are not looked at behind the fence", "slurm_mig/noderun.py",
         "        for allocation in node.allocations:\n            for index",
         "        for allocation in ():\n            for index",
         "tests/cluster/test_last_instant.py::test_a_job_that_starts_in_the_last_instant_before_the_fence",
@@ -70,13 +70,13 @@ MUTANTS = (
         "tests/unit/test_values.py::test_the_release_comes_last_of_all",
     ),
     Mutant(
-        5, "every drain is taken for ours", "slurm_mig/executor.py",
+        5, "every drain is taken for ours", "slurm_mig/noderun.py",
         "    if node.reason.startswith(transaction.reason):\n        return True\n",
         "    return True\n",
         "tests/cluster/test_ownership.py::test_a_hand_in_the_middle",
     ),
     Mutant(
-        6, "the reshape is not journalled before it is made", "slurm_mig/executor.py",
+        6, "the reshape is not journalled before it is made", "slurm_mig/noderun.py",
         "        self._journal(Phase.RESHAPED)\n        self.touched = True\n",
         "        self.touched = True\n",
         "tests/cluster/test_recovery.py",

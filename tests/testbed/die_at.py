@@ -22,7 +22,8 @@ from slurm_mig.adapters.system import RealClock
 from slurm_mig.assembly import Assembly
 from slurm_mig.core.policy import Policy
 from slurm_mig.core.transitions import Step
-from slurm_mig.executor import Executor, Limits
+from slurm_mig.executor import Executor
+from slurm_mig.noderun import Limits
 from slurm_mig.reconciler import Reconciler
 
 

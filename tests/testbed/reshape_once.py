@@ -18,7 +18,8 @@ from slurm_mig.assembly import Assembly
 from slurm_mig.core.codec import encode
 from slurm_mig.core.model import Gpu, GpuChange, NodeChange, Placement
 from slurm_mig.errors import SlurmMigError
-from slurm_mig.executor import Executor, Limits
+from slurm_mig.executor import Executor
+from slurm_mig.noderun import Limits
 
 
 def change(gpu: Gpu, node: str, words: list[str]) -> NodeChange:
