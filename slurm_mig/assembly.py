@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slurm_mig.adapters.atomic import write_atomic
-from slurm_mig.adapters.cluster import PyslurmCluster, expand
+from slurm_mig.adapters.cluster import PyslurmCluster
 from slurm_mig.adapters.copies import Copies
 from slurm_mig.adapters.managedfiles import ManagedFiles, Places
+from slurm_mig.adapters.nodesets import expand
 from slurm_mig.adapters.remote import RemoteControllers, RemoteNodes
 from slurm_mig.adapters.slurmfiles import GresLine, SlurmFiles
 from slurm_mig.adapters.store import FileStore
@@ -126,6 +127,7 @@ class Assembly:
                 n: g.baseline_after_s for n, g in group_of.items() if g.baseline_after_s is not None
             },
             left_alone=frozenset(n for n, g in group_of.items() if not g.reshape),
+            groups={n: g.name for n, g in group_of.items() if g.name},
             planning=planning_rules(self.settings),
         )
 

@@ -20,10 +20,13 @@ from slurm_mig import __version__, config
 from slurm_mig.commands import gpus
 from slurm_mig.commands.catalog import catalog
 from slurm_mig.commands.files import files
+from slurm_mig.commands.history import history
 from slurm_mig.commands.hook import hook
 from slurm_mig.commands.install import install, uninstall
 from slurm_mig.commands.options import CONFIG_OPTION, JSON_OPTION
+from slurm_mig.commands.pause import pause, resume
 from slurm_mig.commands.snapshot import record
+from slurm_mig.commands.undo import undo
 from slurm_mig.errors import Exit, SlurmMigError
 
 if TYPE_CHECKING:
@@ -181,12 +184,16 @@ def status(config_path: Path, as_json: bool) -> None:  # noqa: FBT001
         reconciler = assembly.reconciler()
         seen = reconciler.observe()
         reasons = {r.job_id: r.reason for r in reconciler.plan(seen).refusals}
-    report = assembly.store.report()
+    report, pauses = assembly.store.report(), assembly.store.pauses()
     waiting = [(r, _why(r.job_id, r.reason, reasons)) for r in seen.requests]
     transactions = [t for t in seen.transactions.values() if t.is_open]
     if as_json:
         shown = render.status_json(
-            seen.views, waiting=waiting, transactions=transactions, report=report
+            seen.views,
+            waiting=waiting,
+            transactions=transactions,
+            report=report,
+            pauses=pauses,
         )
         click.echo(json.dumps(shown, indent=2))
         return
@@ -196,6 +203,7 @@ def status(config_path: Path, as_json: bool) -> None:  # noqa: FBT001
             waiting=waiting,
             transactions=transactions,
             report=report,
+            pauses=pauses,
             width=shutil.get_terminal_size((100, 24)).columns,
         ),
         nl=False,
@@ -215,9 +223,18 @@ def _why(job_id: int, slurm_reason: str, refusals: dict[int, str]) -> str:
 
 
 def _names(nodes: tuple[str, ...]) -> list[str]:
-    from slurm_mig.adapters.cluster import expand
+    from slurm_mig.adapters.nodesets import expand
 
     return [name for word in nodes for name in sorted(expand(word))]
+
+
+def _remember(assembly: Assembly, did: str, nodes: Sequence[str], what: str = "") -> None:
+    """A line in the history."""
+    from slurm_mig.adapters.system import RealClock, who_asks
+    from slurm_mig.core.records import Event
+
+    event = Event(RealClock().now(), did, what or ", ".join(nodes), who_asks(), "", tuple(nodes))
+    assembly.store.history.append(event)
 
 
 @main.command()
@@ -237,6 +254,7 @@ def enrol(config_path: Path, nodes: tuple[str, ...], wait_s: float) -> None:
         new = assembly.enrolment().enrol(
             _names(nodes), assembly.store.managed(), assembly.build, Timing(wait_s)
         )
+        _remember(assembly, "enrolled", [node.name for node in new])
     for node in new:
         click.echo(
             f"{node.name} enrolled: {len(node.slots)} slots, types {' '.join(node.possible)}"
@@ -255,6 +273,7 @@ def leave(config_path: Path, nodes: tuple[str, ...], wait_s: float) -> None:
     assembly = _assembly(config_path)
     with assembly.store.lock(), assembly.nodes, closing(assembly.files):
         assembly.enrolment().leave(_names(nodes), assembly.store.managed(), Timing(wait_s))
+        _remember(assembly, "given back", _names(nodes))
     click.echo(f"{', '.join(_names(nodes))}: back on the site's own lines")
 
 
@@ -266,6 +285,7 @@ def rewrite(config_path: Path) -> None:
     with assembly.store.lock(), assembly.nodes, closing(assembly.files):
         managed = list(assembly.store.managed().values())
         assembly.files.switch(managed, [node.name for node in managed])
+        _remember(assembly, "written again", [], "our files")
     click.echo(f"{assembly.files.here.directory}: written for {len(managed)} nodes")
 
 
@@ -312,6 +332,10 @@ main.add_command(catalog)
 main.add_command(hook)
 main.add_command(install)
 main.add_command(uninstall)
+main.add_command(pause)
+main.add_command(resume)
+main.add_command(history)
+main.add_command(undo)
 for verb in gpus.VERBS:
     main.add_command(verb)
 

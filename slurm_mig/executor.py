@@ -112,7 +112,10 @@ class Executor:
     def repair(self, node: ManagedNode, why: str) -> Outcome:
         """Publish what is there again, where slurmctld and the record no longer agree."""
         log.warning("%s: publishing again: %s", node.name, why)
-        return self.reshape(node, NodeChange(node.name, (), node.slots, (), node.withheld))
+        return self.reshape(
+            node,
+            NodeChange(node.name, (), node.slots, (), node.withheld, why=f"published again: {why}"),
+        )
 
     def give_up(self, transaction: Transaction, why: str) -> Outcome:
         """Take down a fence that waits for running jobs."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from slurm_mig.core.model import JobRequest, NodeChange, Slots, SlurmNode
-from slurm_mig.core.records import CycleReport, ManagedNode, NodeFacts, Transaction
+from slurm_mig.core.records import CycleReport, ManagedNode, NodeFacts, Pause, Transaction
 from slurm_mig.errors import SlurmMigError
 
 
@@ -67,6 +67,7 @@ class Store(Protocol):
     def save_transaction(self, transaction: Transaction) -> None: ...
     def report(self) -> CycleReport | None: ...
     def save_report(self, report: CycleReport) -> None: ...
+    def pauses(self) -> Sequence[Pause]: ...
 
 
 Seconds = Mapping[str, float]

@@ -6,10 +6,11 @@ Called by `slurm-mig reconcile` (a systemd timer) and, without acting, by `plan`
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
-from slurm_mig.core import conditions, demand, policy, publish, slots, submit
+from slurm_mig.core import conditions, demand, pauses, policy, publish, purpose, slots, submit
 from slurm_mig.core.model import (
     Gpu,
     JobRequest,
@@ -69,20 +70,23 @@ class Reconciler:
     def cycle(self) -> CycleReport:
         """Recover what was interrupted, then do what the queue asks for. Call under the lock."""
         outcomes = self._recover()
-        self._check_files()
+        paused = self._paused()
+        if not self._all_paused(paused):
+            self._check_files()
         seen = self.observe()
         managed = self._store.managed()
-        if broken := [view for view in seen.views if view.condition is NodeCondition.BROKEN]:
+        broken = [v for v in seen.views if v.condition is NodeCondition.BROKEN]
+        if broken := [view for view in broken if view.name not in paused]:
             outcomes += [self._executor.repair(managed[v.name], v.note) for v in broken]
             seen = self.observe()
-        plan = self.plan(seen)
+        plan = purpose.signed(self.plan(seen), seen.requests, uuid.uuid4().hex[:8])
         managed = self._store.managed()
         outcomes += self._executor.reshape_all([(managed[c.node], c) for c in plan.changes])
         now = self._clock.now()
         unserved = {r.job_id: r.reason for r in plan.refusals} | _failures(outcomes, plan)
         report = CycleReport(
             time=now,
-            sentence=_sentence(outcomes, plan),
+            sentence=_sentence(outcomes, plan, paused),
             refusals=unserved,
             unserved_since={j: self._unserved_since().get(j, now) for j in unserved},
             free=submit.free_by_partition(seen.views, {o.node for o in outcomes}),
@@ -113,6 +117,15 @@ class Reconciler:
         )
         return Observation(views, tuple(self._pending()), transactions)
 
+    def _paused(self) -> dict[str, str]:
+        """Nodes in which an administrator wants nothing begun, and the words for it."""
+        return pauses.paused(self._store.pauses(), self._store.managed(), self._rules.groups)
+
+    def _all_paused(self, paused: Collection[str]) -> bool:
+        """True if nothing at all is to be begun: then our files, too, are left as they are."""
+        managed = self._store.managed()
+        return bool(managed) and len(paused) == len(managed)
+
     def _pending(self) -> list[JobRequest]:
         """The queue, once Slurm has looked at every job, for a moment at most."""
         deadline = self._clock.now() + LOOKED_AT_S
@@ -126,6 +139,7 @@ class Reconciler:
     def plan(self, seen: Observation) -> Plan:
         """What the cycle would do with what it sees, after policy."""
         now, since, managed = self._clock.now(), self._unserved_since(), self._store.managed()
+        rules = replace(self._rules, paused=self._paused())
         waiting = [
             replace(r, patience=self._patience(r.job_id, seen, now - since.get(r.job_id, now)))
             for r in demand.waiting(seen.requests)
@@ -133,8 +147,8 @@ class Reconciler:
         preempting = demand.by_preemption(waiting, seen.views, now)
         waiting = [r for r in waiting if r.job_id not in preempting]
         baselines = {name: node.baselines for name, node in managed.items()}
-        wanted = planner.plan(seen.views, waiting, baselines, self._rules.rules(managed, now), now)
-        plan = policy.review(wanted, waiting, managed, self._rules, now)
+        wanted = planner.plan(seen.views, waiting, baselines, rules.rules(managed, now), now)
+        plan = policy.review(wanted, waiting, managed, rules, now)
         left = (Refusal(job, reason) for job, reason in preempting.items())
         return replace(plan, refusals=(*plan.refusals, *left))
 
@@ -157,6 +171,8 @@ class Reconciler:
         return outcomes
 
     def _go_on(self, transaction: Transaction) -> Outcome:
+        if transaction.waits and (paused := self._paused().get(transaction.node)):
+            return self._executor.give_up(transaction, paused)
         if transaction.waits:
             pending = {r.job_id for r in self._cluster.pending()}
             if not pending.intersection(transaction.change.serves):
@@ -300,9 +316,11 @@ def _failures(outcomes: list[Outcome], plan: Plan) -> dict[int, str]:
     return {job: failed[c.node] for c in plan.changes if c.node in failed for job in c.serves}
 
 
-def _sentence(outcomes: list[Outcome], plan: Plan) -> str:
+def _sentence(outcomes: list[Outcome], plan: Plan, paused: Mapping[str, str]) -> str:
     """What the cycle did and why, in one line."""
     done = "; ".join(o.sentence for o in outcomes)
+    if paused and not done and not plan.refusals:
+        return f"nothing done; {'; '.join(dict.fromkeys(paused.values()))}"
     served = sorted({job for c in plan.changes for job in c.serves})
     if served:
         done += f" for job {', '.join(map(str, served))}"

@@ -6,11 +6,13 @@ Pure functions from the model to text; only the command line prints.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from slurm_mig.core import slots
 from slurm_mig.core.model import (
     Gpu,
+    GpuChange,
     JobRequest,
     NodeChange,
     NodeView,
@@ -19,7 +21,9 @@ from slurm_mig.core.model import (
     counts,
     is_filler,
 )
-from slurm_mig.core.records import CycleReport, Transaction
+from slurm_mig.core.pauses import said
+from slurm_mig.core.purpose import purpose
+from slurm_mig.core.records import CycleReport, Pause, Transaction
 
 MIN_SLICE, MAX_SLICE = 3, 12
 """Columns of one memory slice on the map."""
@@ -34,6 +38,7 @@ def status_text(
     transactions: Sequence[Transaction],
     report: CycleReport | None,
     width: int,
+    pauses: Sequence[Pause] = (),
 ) -> str:
     """The map, what waits and why nothing is done about it, and what is under way."""
     lines: list[str] = []
@@ -43,8 +48,22 @@ def status_text(
         lines += ["No node is enrolled: `slurm-mig enrol NODE` takes one into care.", ""]
     lines += _waiting_lines(waiting)
     lines += _transition_lines(transactions)
+    lines += [f"{_since(p)}{said(p)}; `{_lifting(p)}` lifts it" for p in pauses]
     lines.append(f"Last cycle: {report.sentence}" if report else "Last cycle: none yet")
     return "\n".join(lines) + "\n"
+
+
+def _since(pause: Pause) -> str:
+    return f"Since {local_time(pause.since)} "
+
+
+def _lifting(pause: Pause) -> str:
+    return f"slurm-mig resume {pause.scope}".rstrip()
+
+
+def local_time(seconds: float) -> str:
+    """A moment as people here write it: `2026-11-25 12:31:15`."""
+    return datetime.fromtimestamp(seconds).isoformat(sep=" ", timespec="seconds")
 
 
 def _waiting_lines(waiting: Sequence[tuple[JobRequest, str]]) -> list[str]:
@@ -136,6 +155,7 @@ def status_json(
     waiting: Sequence[tuple[JobRequest, str]],
     transactions: Sequence[Transaction],
     report: CycleReport | None,
+    pauses: Sequence[Pause] = (),
 ) -> dict[str, Any]:
     """What `status_text` says, as plain values."""
     return {
@@ -147,6 +167,10 @@ def status_json(
         "transitions": [
             {"node": t.node, "id": t.id, "phase": t.phase.value, "note": t.note,
              "started": t.started, "waits_until": t.until or None} for t in transactions
+        ],
+        "pauses": [
+            {"scope": p.scope, "what": p.what, "since": p.since, "by": p.by, "reason": p.reason}
+            for p in pauses
         ],
         "last_cycle": {"time": report.time, "sentence": report.sentence} if report else None,
     }  # fmt: skip
@@ -261,7 +285,7 @@ def _strip(
 
 
 def _change_lines(change: NodeChange, view: NodeView, width: int) -> list[str]:
-    lines = [f"{change.node}: {_purpose(change)}"]
+    lines = [f"{change.node}: {purpose(change)}"]
     for part in change.gpus:
         mode = "" if part.mig == _mig(view, part.gpu) else f": MIG {'on' if part.mig else 'off'}"
         lines.append(f"  gpu{part.gpu}{mode}")
@@ -279,18 +303,6 @@ def _change_lines(change: NodeChange, view: NodeView, width: int) -> list[str]:
     lines.append(f"  + Gres {_gres(slots.tally(change.slots))}")
     lines.append(f"  expected: about {expected_s(change, view):.0f} s")
     return lines
-
-
-def _purpose(change: NodeChange) -> str:
-    jobs = ", ".join(map(str, change.serves))
-    if change.behind_fence:
-        return f"fenced until job {jobs} can be served"
-    if jobs:
-        return f"for job {jobs}"
-    waiting = sorted({job for held in change.withheld for job in held.jobs})
-    if waiting:
-        return f"kept for job {', '.join(map(str, waiting))}"
-    return "what was withheld is offered again"
 
 
 def _mig(view: NodeView, index: int) -> bool:
@@ -323,16 +335,7 @@ def plan_json(plan: Plan, views: Sequence[NodeView]) -> dict[str, Any]:
                 "gres_before": before[change.node],
                 "gres_after": slots.tally(change.slots),
                 "expected_s": round(expected_s(change, by_name[change.node]), 1),
-                "gpus": [
-                    {
-                        "gpu": part.gpu,
-                        "mig": part.mig,
-                        "kept": [str(p) for p in part.kept],
-                        "destroyed": [str(p) for p in part.destroyed],
-                        "created": [str(p) for p in part.created],
-                    }
-                    for part in change.gpus
-                ],
+                "gpus": [part_json(part) for part in change.gpus],
             }
             for change in plan.changes
         ],
@@ -353,4 +356,14 @@ def plan_json(plan: Plan, views: Sequence[NodeView]) -> dict[str, Any]:
             "gpus": quality.gpus,
             "refused_by_hulls": quality.refused_by_hulls,
         },
+    }
+
+
+def part_json(part: GpuChange) -> dict[str, Any]:
+    return {
+        "gpu": part.gpu,
+        "mig": part.mig,
+        "kept": [str(p) for p in part.kept],
+        "destroyed": [str(p) for p in part.destroyed],
+        "created": [str(p) for p in part.created],
     }

@@ -24,6 +24,7 @@ from typing import Any
 import pyslurm
 from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
 
+from slurm_mig.adapters.nodesets import expand
 from slurm_mig.core import demand, preemption
 from slurm_mig.core.model import Allocation, JobRequest, Reservation, SlurmNode
 from slurm_mig.errors import GoneError, SlurmMigError, UnreachableError
@@ -170,11 +171,6 @@ def _reservations(cpus: Mapping[str, int]) -> dict[str, list[Reservation]]:
         for name in nodes:
             found[name].append(seen)
     return dict(found)
-
-
-def expand(nodes: str | None) -> frozenset[str]:
-    """`a100-[1-2]` to its names."""
-    return frozenset(NodeSet(nodes, resolver=RESOLVER_NOGROUP)) if nodes else frozenset()
 
 
 def _running_jobs() -> list[Mapping[str, Any]]:

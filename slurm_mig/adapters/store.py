@@ -2,7 +2,9 @@
 
 nodes/NODE.json          the node as enrolled and last published
 transactions/NODE.json   the node's last transaction: the journal
-history.jsonl            every finished transaction, one a line
+history.jsonl            every finished transaction, one a line (adapters/history.py)
+pauses/SCOPE.json        an administrator wants no change; written without the lock, so that a pause
+                         can be given while a cycle is at work
 cycle.json               what the last cycle saw and did
 differing/NODE           the node's instances and Slurm's view of them differ: the slurmctld prolog
                          (scripts/slurmctld_prolog) starts no job on it
@@ -15,17 +17,21 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from slurm_mig.adapters.atomic import write_atomic
+from slurm_mig.adapters.history import History
 from slurm_mig.core.codec import decode, encode
-from slurm_mig.core.records import CycleReport, ManagedNode, Phase, Transaction
+from slurm_mig.core.records import CycleReport, ManagedNode, Pause, Phase, Transaction
 from slurm_mig.errors import BusyError, ConfigError
 
 T = TypeVar("T")
+
+LOCK_POLL_S = 0.1
 
 
 class FileStore:
@@ -33,21 +39,23 @@ class FileStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.history = History(root)
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the one lock. Raises BusyError at once if another process has it."""
+    def lock(self, wait_s: float = 0.0) -> Iterator[None]:
+        """Hold the one lock. Raises BusyError if another process still has it after `wait_s`."""
+        deadline = time.monotonic() + wait_s
         self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
         with open(self.root / "lock", "a+", encoding="utf-8") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                handle.seek(0)
-                holder = handle.read().strip() or "unknown"
-                raise BusyError(
-                    f"another slurm-mig ({holder}) is at work",
-                    hint="Wait for it, or see `slurm-mig status`.",
-                ) from error
+            while not _locked(handle):
+                if time.monotonic() >= deadline:
+                    handle.seek(0)
+                    holder = handle.read().strip() or "unknown"
+                    raise BusyError(
+                        f"another slurm-mig ({holder}) is at work",
+                        hint="Wait for it, or see `slurm-mig status`.",
+                    )
+                time.sleep(LOCK_POLL_S)
             handle.seek(0)
             handle.truncate()
             handle.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
@@ -72,6 +80,7 @@ class FileStore:
         """The node left our care."""
         for folder in ("nodes", "transactions"):
             (self.root / folder / f"{name}.json").unlink(missing_ok=True)
+        self.lift(name)
         self._agrees(name)
 
     def _agrees(self, node: str) -> None:
@@ -89,8 +98,24 @@ class FileStore:
             self._agrees(transaction.node)
         self._save(self.root / "transactions" / f"{transaction.node}.json", transaction)
         if not transaction.is_open:
-            with open(self.root / "history.jsonl", "a", encoding="utf-8") as history:
-                history.write(json.dumps(encode(transaction)) + "\n")
+            self.history.append(transaction)
+
+    def pauses(self) -> list[Pause]:
+        """Every pause in force, the cluster's first."""
+        paths = sorted((self.root / "pauses").glob("*.json"))
+        found = (self._load(path, Pause) for path in paths)
+        return sorted((p for p in found if p is not None), key=lambda p: p.scope)
+
+    def pause(self, pause: Pause) -> None:
+        self._save(self._pause_file(pause.scope), pause)
+
+    def lift(self, scope: str) -> None:
+        """The pause of this scope is over, if there was one."""
+        self._pause_file(scope).unlink(missing_ok=True)
+
+    def _pause_file(self, scope: str) -> Path:
+        # No node's name has an @ in it, and no group's is empty.
+        return self.root / "pauses" / f"{scope or '@'}.json"
 
     def report(self) -> CycleReport | None:
         return self._load(self.root / "cycle.json", CycleReport)
@@ -116,3 +141,11 @@ class FileStore:
                 f"{path} is damaged: {error}",
                 hint="Restore it from a backup; nothing was changed.",
             ) from error
+
+
+def _locked(handle: IO[str]) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

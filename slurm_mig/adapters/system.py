@@ -6,6 +6,7 @@ Runs on the GPU node as root; needs the standard library only.
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import select
 import signal
@@ -336,6 +337,17 @@ class RealClock:
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
+
+
+def who_asks() -> str:
+    """The user behind this command, for the record only: root's own word where sudo was used."""
+    name = os.environ.get("SUDO_USER", "")
+    if re.fullmatch(r"[A-Za-z0-9_][\w.-]*", name, re.ASCII):
+        return name
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"uid {os.getuid()}"
 
 
 def require_root(doing: str) -> None:

@@ -402,6 +402,10 @@ class NodeChange:
     offered again."""
     behind_fence: bool = False
     """Running jobs are in the way: the node is fenced until they have ended."""
+    why: str = ""
+    """What it is for, in words, for the history."""
+    plan: str = ""
+    """The plan that it is part of; changes of one plan were made together."""
 
     @property
     def blocking(self) -> frozenset[Place]:

@@ -39,6 +39,10 @@ class Policy:
     """By node, instead of `baseline_after_s`."""
     left_alone: frozenset[str] = frozenset()
     """Nodes that the site wants to stay as they are."""
+    groups: Mapping[str, str] = field(default_factory=dict)
+    """The name of each node's group, where it has one."""
+    paused: Mapping[str, str] = field(default_factory=dict)
+    """Nodes that an administrator has paused, and the words for it."""
     planning: Rules = field(default_factory=Rules)
     """What the planner itself goes by."""
 
@@ -59,7 +63,10 @@ class Policy:
                     back.add((name, gpu))
         return replace(
             self.planning,
-            frozen=dict.fromkeys(self.left_alone, "the site's groups say reshape: false"),
+            frozen={
+                **dict.fromkeys(self.left_alone, "the site's groups say reshape: false"),
+                **self.paused,
+            },
             frozen_gpus=frozen,
             to_baseline=frozenset(back),
         )
@@ -121,6 +128,8 @@ def _objection(
     policy: Policy,
     now: float,
 ) -> str:
+    if change.node in policy.paused:
+        return f"{change.node} is {policy.paused[change.node]}"
     reshaped = node.reshaped if node else {}
     last = max((reshaped.get(part.gpu, 0.0) for part in change.gpus), default=0.0)
     if now - last < policy.cooldown(change.node):

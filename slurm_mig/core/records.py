@@ -112,6 +112,37 @@ class Transaction:
 
 
 @dataclass(frozen=True)
+class Event:
+    """Something that a person had slurm-mig do, apart from reshapes, for the history."""
+
+    time: float
+    did: str
+    """`enrolled`, `paused`, …"""
+    what: str
+    """On what: nodes, a group, `the cluster`, a file."""
+    by: str
+    why: str = ""
+    nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pause:
+    """An administrator wants no change: of the cluster, of a group of nodes, or of one node."""
+
+    scope: str
+    """A node's name, `@` and a group's name, or empty for the cluster."""
+    since: float
+    by: str
+    reason: str = ""
+
+    @property
+    def what(self) -> str:
+        if self.scope.startswith("@"):
+            return f"group {self.scope[1:]}"
+        return self.scope or "the cluster"
+
+
+@dataclass(frozen=True)
 class NodeFacts:
     """What a node says of itself (`slurm-mig node observe`)."""
 

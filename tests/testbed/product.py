@@ -103,7 +103,8 @@ class ManagedCluster(Cluster):
     def history(self) -> list[dict[str, Any]]:
         """Every finished transaction, oldest first."""
         text = self.run("cat", "/var/lib/slurm-mig/history.jsonl", check=False).stdout
-        return [json.loads(line) for line in text.splitlines()]
+        entries = [json.loads(line) for line in text.splitlines()]
+        return [entry for entry in entries if "phase" in entry]
 
     def reports(self, job: int, which: str) -> list[dict[str, Any]]:
         """What the fake CUDA programs of a job said of their device."""

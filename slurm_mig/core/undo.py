@@ -1,0 +1,95 @@
+"""Back to the layout before a node's last change: the change that does it, or why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from slurm_mig.core.draft import NodeDraft
+from slurm_mig.core.model import Gpu, GpuChange, NodeChange, NodeView, Place, Withholding, is_filler
+from slurm_mig.core.records import Event, Phase, Transaction
+from slurm_mig.errors import BusyError, SlurmMigError
+
+
+def last_change(history: Iterable[Transaction | Event], node: str) -> Transaction | None:
+    """The last transaction that changed the node's instances and was carried through."""
+    found = None
+    for entry in history:
+        if isinstance(entry, Transaction) and entry.node == node:
+            done = entry.phase is Phase.RELEASED and entry.change.gpus
+            found = entry if done else found
+    return found
+
+
+def undo(view: NodeView, last: Transaction, why: str) -> NodeChange:
+    """The change of the node that brings back what `last` changed; all else stays.
+
+    Raises BusyError when something that must go is used, ArrangementError when no order of slots
+    keeps every busy device at its index, SlurmMigError when the GPUs are no longer as `last`
+    left them.
+    """
+    draft = NodeDraft.of(view, {})
+    gpus = {gpu.index: gpu for gpu in view.gpus}
+    parts = []
+    for done in last.change.gpus:
+        gpu = gpus.get(done.gpu)
+        if gpu is None or gpu.mig != done.mig or (gpu.mig and gpu.layout != done.target):
+            raise SlurmMigError(
+                f"{view.name} GPU {done.gpu} is no longer as the change {last.id} left it; "
+                "nothing was changed"
+            )
+        part = _back(gpu, done, was_whole=_was_whole(last, done.gpu))
+        if part.mig != gpu.mig and gpu.index not in view.switchable:
+            raise SlurmMigError(
+                f"{view.name} GPU {gpu.index}: the site's groups no longer let its MIG mode "
+                "change; nothing was changed"
+            )
+        draft.destroyed |= {(gpu.index, p) for p in part.destroyed}
+        draft.created |= {(gpu.index, p) for p in part.created}
+        draft.set_mode(gpu, mig=part.mig)
+        parts.append(part)
+    withheld = tuple(_still_withheld(view, draft))
+    draft.withheld -= draft.destroyed
+    change = NodeChange(view.name, tuple(parts), (), (), withheld, why=why)
+    _refuse_busy(view, change, draft)
+    return replace(change, slots=draft.arranged())
+
+
+def _back(gpu: Gpu, done: GpuChange, *, was_whole: bool) -> GpuChange:
+    now = gpu.layout
+    before = frozenset() if was_whole else frozenset(done.kept + done.destroyed)
+    return GpuChange(
+        gpu.index,
+        tuple(sorted(now & before)),
+        tuple(sorted(now - before)),
+        tuple(sorted(before - now)),
+        mig=not was_whole,
+    )
+
+
+def _was_whole(last: Transaction, gpu: int) -> bool:
+    return any(d.key == (gpu, None) and not is_filler(d.type) for d in last.before)
+
+
+def _still_withheld(view: NodeView, draft: NodeDraft) -> Iterator[Withholding]:
+    for held in view.withheld:
+        left = frozenset(p for p in held.placements if (held.gpu, p) not in draft.destroyed)
+        if left:
+            yield replace(held, placements=left)
+
+
+def _refuse_busy(view: NodeView, change: NodeChange, draft: NodeDraft) -> None:
+    """Raises BusyError that names who has what must go."""
+    going: set[Place] = set(change.blocking)
+    busy = sorted(draft.busy_places & going, key=str)
+    if not busy:
+        return
+    gpu, placement = busy[0]
+    index = next(n for n, device in enumerate(view.slots) if device.key == busy[0])
+    jobs = [a.job_id for a in view.slurm.allocations if index in a.indexes]
+    who = f"job {jobs[0]} has" if jobs else "a process or a coming reservation has"
+    raise BusyError(
+        f"{view.name}: {who} {placement or 'the whole of it'} of GPU {gpu}, which would have to "
+        "go; nothing was changed",
+        hint="Wait until it is free.",
+    )
