@@ -194,8 +194,6 @@ class GroupSettings:
         | None
     ) = None
     """Instances by profile on each GPU; None: the layout found at enrolment."""
-    name: Annotated[str, _matches(r"[\w.-]*", "should be one word")] = ""
-    """What commands call it: `@name`. Several groups may share one."""
     whole_type: Annotated[str, Rule(lambda text: text and _gres_type(text))] = ""
     mode_change: Annotated[str, _one_of("never", "resetless", "reset")] = "never"
     reshape: bool = True
@@ -204,6 +202,8 @@ class GroupSettings:
     """Instead of the policy's."""
     baseline_after_s: Seconds | None = None
     """Instead of the policy's."""
+    name: Annotated[str, _matches(r"[\w.-]*", "should be one word")] = ""
+    """What commands call it: `@name`. Several groups may share one."""
 
 
 @dataclass(frozen=True)
