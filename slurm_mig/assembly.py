@@ -37,6 +37,7 @@ from slurm_mig.enrolment import (
 )
 from slurm_mig.errors import ConfigError
 from slurm_mig.executor import Executor
+from slurm_mig.monitor import Monitor
 from slurm_mig.noderun import Limits
 from slurm_mig.reconciler import Reconciler
 
@@ -104,6 +105,7 @@ class Assembly:
             self.executor(),
             self.policy(),
             self.faults,
+            self.monitor.ended,
         )
 
     def policy(self) -> Policy:
@@ -156,6 +158,10 @@ class Assembly:
             self.store.save_managed,
             self.store.forget,
         )
+
+    @property
+    def monitor(self) -> Monitor:
+        return Monitor(self.store, self.settings.monitoring)
 
     @property
     def wake(self) -> Wake:

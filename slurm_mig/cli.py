@@ -23,6 +23,7 @@ from slurm_mig.commands.files import files
 from slurm_mig.commands.history import history
 from slurm_mig.commands.hook import hook
 from slurm_mig.commands.install import install, uninstall
+from slurm_mig.commands.metrics import metrics
 from slurm_mig.commands.options import CONFIG_OPTION, JSON_OPTION
 from slurm_mig.commands.pause import pause, resume
 from slurm_mig.commands.snapshot import record
@@ -102,7 +103,11 @@ def _cycle(assembly: Assembly, *, woken: bool) -> list[str]:
         assembly.wake.rest(last.time)
     with assembly.store.lock(), assembly.nodes, closing(assembly.files):
         assembly.wake.take()
-        report = assembly.reconciler().cycle()
+        try:
+            report = assembly.reconciler().cycle()
+        except SlurmMigError as error:
+            assembly.monitor.failed(error)
+            raise
         assembly.write_free(report)
         quarantined = [
             t.node
@@ -336,6 +341,7 @@ main.add_command(pause)
 main.add_command(resume)
 main.add_command(history)
 main.add_command(undo)
+main.add_command(metrics)
 for verb in gpus.VERBS:
     main.add_command(verb)
 

@@ -113,6 +113,7 @@ def _node_set(text: str) -> str:
 PROFILE = r"\d+g\.\d+gb([+-][a-z.]+)?"
 # No space: the slot map and Slurm's files are read word by word.
 FilePath = Annotated[str, _matches(r"/[!-~]*", "should be an absolute path without spaces")]
+MaybePath = Annotated[str, _matches(r"(/[!-~]*)?", "should be an absolute path without spaces")]
 Command = Annotated[tuple[str, ...], Rule(_command)]
 GresType = Annotated[str, Rule(_gres_type)]
 Seconds = Annotated[float, _between(0, 86400)]
@@ -176,6 +177,7 @@ class NodeSettings:
     caps_dir: FilePath = "/dev/nvidia-caps"
     devices: Annotated[str, _one_of("open", "narrow")] = "open"
     leftover: Annotated[str, _one_of("end", "report")] = "end"
+    job_map_dir: MaybePath = ""
     slurm_conf: str = field(default=SlurmSettings.conf, metadata={"derived": True})
     """The file that slurmd reads: `slurm.conf`, or what slurmctld sent; no key of this section."""
     slurm: SlurmSettings = field(default=SlurmSettings(), metadata={"derived": True})
@@ -284,6 +286,13 @@ class PlannerSettings:
 
 
 @dataclass(frozen=True)
+class MonitoringSettings:
+    """What each cycle leaves for others to read."""
+
+    metrics_file: MaybePath = ""
+
+
+@dataclass(frozen=True)
 class Settings:
     """The whole file."""
 
@@ -298,6 +307,7 @@ class Settings:
     policy: PolicySettings = PolicySettings()
     planner: PlannerSettings = PlannerSettings()
     weights: WeightSettings = WeightSettings()
+    monitoring: MonitoringSettings = MonitoringSettings()
 
 
 def load(path: Path) -> Settings:

@@ -140,6 +140,7 @@ class Node:
         try:
             with self.lock():
                 self._prepare(env, self.known)
+            self._say_whose(env, self.known)
         except SlurmMigError as error:
             job = env.get("SLURM_JOB_ID", "")
             why = f"job {job if job.isdigit() else '?'}: {error.args[0]}"
@@ -167,6 +168,16 @@ class Node:
                 raise SlurmMigError("SLURM_JOB_UID is no number")
             for index in indexes:
                 _own(known.slots[index], int(uid), 0o400)
+
+    def _say_whose(self, env: Mapping[str, str], known: SlotMap) -> None:
+        """The job map, for dcgm-exporter: no job fails for it."""
+        job = env.get("SLURM_JOB_ID", "")
+        if not (job.isascii() and job.isdigit()):
+            return
+        for index in slotmap.indexes(env["SLURM_JOB_GPUS"]) or ():
+            if known.job_map and index in known.mapped:
+                with suppress(OSError):
+                    (Path(known.job_map) / known.mapped[index]).write_text(f"{job}\n")
 
     def _look_at(self, index: int, slot: Slot, gpus: Sequence[Gpu]) -> None:
         """See in the driver that the slot is there and free; end what an earlier job left."""
@@ -197,6 +208,9 @@ class Node:
                 self.mark(known.slots[index]).write_text("")
                 if known.narrow:
                     _own(known.slots[index], 0, 0o444)
+                if known.job_map and index in known.mapped:
+                    with suppress(OSError):
+                        (Path(known.job_map) / known.mapped[index]).unlink()
         with open(self.run / "ended", "a", encoding="ascii") as file:
             file.write(f"{job} {uid} {env['SLURM_JOB_GPUS']}\n")
 
@@ -302,6 +316,21 @@ def refresh_marks(run: Path, gpus: Sequence[Gpu]) -> None:
             free = bool(pids) and not any(pids)
             if not node.is_clean(slot):
                 node.mark(slot).write_text("clean\n" if free else "")
+
+
+def refresh_job_map(run: Path) -> None:
+    """After a publish: the job map's directory is there, without files of what is gone."""
+    known = Node(run, lambda: ()).known
+    if known is None or not known.job_map:
+        return
+    try:
+        directory = Path(known.job_map)
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for file in directory.iterdir():
+            if slotmap.IN_JOB_MAP.fullmatch(file.name) and file.name not in known.mapped.values():
+                file.unlink()
+    except OSError as error:
+        log.warning("the job map %s: %s", known.job_map, error.strerror)
 
 
 def _device(index: int, slot: Slot, gpus: Sequence[Gpu]) -> tuple[tuple[str, ...], tuple[int, ...]]:

@@ -116,9 +116,16 @@ class NodeAgent:
         run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         narrow, gpus = self._settings.devices == "narrow", self._gpus.inventory()
         self._record.save_gpus(gpus, slots)
-        text = slotmap.slot_map(slots, self._gpus.proofs(), constrained=constrained, narrow=narrow)
+        text = slotmap.slot_map(
+            slots,
+            self._gpus.proofs(),
+            constrained=constrained,
+            narrow=narrow,
+            job_map=slotmap.job_map(self._settings.job_map_dir, gpus),
+        )
         write_atomic(run_dir / "slots", text)
         hooks.refresh_marks(run_dir, gpus)
+        hooks.refresh_job_map(run_dir)
 
     def preregister(self, slots: Slots) -> None:
         """`prepare`, then have a passing slurmd register the slots (see adapters/registrar.py)."""

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
-from slurm_mig.core import conditions, demand, pauses, policy, publish, purpose, slots, submit
+from slurm_mig.core import conditions, demand, monitoring, pauses, policy, publish, purpose, slots, submit
 from slurm_mig.core.model import (
     Gpu,
     JobRequest,
@@ -56,9 +56,12 @@ class Reconciler:
         executor: Executor,
         rules: policy.Policy,
         faults: Callable[[Collection[str]], Mapping[str, str]] = lambda _: {},
+        ended: Callable[[monitoring.Ended], None] = lambda _: None,
     ) -> None:
-        """`faults` says what of the site's configuration slurm-mig cannot live with, by node."""
+        """`faults` says what of the site's configuration slurm-mig cannot live with, by node;
+        `ended` is told of each cycle that has come to its end."""
         self._faults = faults
+        self._ended = ended
         self._cluster = cluster
         self._nodes = nodes
         self._files = files
@@ -69,6 +72,7 @@ class Reconciler:
 
     def cycle(self) -> CycleReport:
         """Recover what was interrupted, then do what the queue asks for. Call under the lock."""
+        began = self._clock.now()
         outcomes = self._recover()
         paused = self._paused()
         if not self._all_paused(paused):
@@ -79,7 +83,9 @@ class Reconciler:
         if broken := [view for view in broken if view.name not in paused]:
             outcomes += [self._executor.repair(managed[v.name], v.note) for v in broken]
             seen = self.observe()
+        looked = self._clock.now()
         plan = purpose.signed(self.plan(seen), seen.requests, uuid.uuid4().hex[:8])
+        planned = self._clock.now()
         managed = self._store.managed()
         outcomes += self._executor.reshape_all([(managed[c.node], c) for c in plan.changes])
         now = self._clock.now()
@@ -90,10 +96,27 @@ class Reconciler:
             refusals=unserved,
             unserved_since={j: self._unserved_since().get(j, now) for j in unserved},
             free=submit.free_by_partition(seen.views, {o.node for o in outcomes}),
+            seconds=now - began,
+            plan_seconds=planned - looked,
         )
+        before = self._store.report()
         self._store.save_report(report)
         log.info("%s", report.sentence)
+        self._ended(self.afterwards(seen, plan, report, before))
         return report
+
+    def afterwards(
+        self, seen: Observation, plan: Plan, report: CycleReport, before: CycleReport | None = None
+    ) -> monitoring.Ended:
+        """What monitoring is told: the nodes as they are now, after what was done."""
+        managed = self._store.managed()
+        open_ones = {n: t for n in managed if (t := self._store.transaction(n)) and t.is_open}
+        views = tuple(
+            monitoring.afterwards(view, managed[view.name], open_ones.get(view.name))
+            for view in seen.views
+            if view.name in managed
+        )
+        return monitoring.Ended(views, seen.requests, plan, open_ones, report, before)
 
     def observe(self) -> Observation:
         """Look at slurmctld and at every managed node; changes nothing."""

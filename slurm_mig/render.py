@@ -9,13 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from slurm_mig.core import slots
+from slurm_mig.core import monitoring, slots
 from slurm_mig.core.model import (
     Gpu,
     GpuChange,
     JobRequest,
     NodeChange,
     NodeView,
+    Place,
     Placement,
     Plan,
     counts,
@@ -131,22 +132,9 @@ def _boxes(gpu: Gpu, owners: Mapping[Any, str]) -> Iterable[tuple[int, str, str]
         yield gpu.memory_slices - at, EMPTY, ""
 
 
-def _owners(view: NodeView) -> dict[tuple[int, Placement | None], str]:
-    """Who has each device: a job by Slurm's word, otherwise a process by NVML's; or for whom it is
-    withheld."""
-    found: dict[tuple[int, Placement | None], str] = {}
-    for part in view.withheld:
-        jobs = ", ".join(map(str, part.jobs))
-        found.update({(part.gpu, p): f"for job {jobs}" for p in part.placements})
-    for gpu in view.gpus:
-        for instance in gpu.instances:
-            if instance.pids:
-                found[(gpu.index, instance.placement)] = f"pid {instance.pids[0]}"
-    for allocation in view.slurm.allocations:
-        for index in allocation.indexes:
-            if index < len(view.slots):
-                found[view.slots[index].key] = f"job {allocation.job_id}"
-    return found
+def _owners(view: NodeView) -> dict[Place, str]:
+    """Who has each device that is not free."""
+    return {place: who for place, (_, who) in monitoring.owners(view).items() if who}
 
 
 def status_json(

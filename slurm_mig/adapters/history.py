@@ -45,17 +45,37 @@ class History:
     def entries(self) -> Iterator[Transaction | Event]:
         """Everything that is kept, oldest first."""
         for path in (self._before, self._now):
-            yield from _read(path)
+            yield from _entries(_read(path), path)
+
+    def since(self, at: int) -> tuple[list[Transaction | Event], int]:
+        """What was added since byte `at` of the present file, and its end now.
+
+        A file that is shorter than that is a new one: the rest of the one before comes first. A
+        line that is not whole yet is left for the next time.
+        """
+        found: list[Transaction | Event] = []
+        if self._now.exists() and self._now.stat().st_size < at:
+            found += _entries(_read(self._before, at), self._before)
+            at = 0
+        added = _read(self._now, at)
+        whole = added[: added.rfind(b"\n") + 1]
+        found += _entries(whole, self._now)
+        return found, at + len(whole)
 
 
-def _read(path: Path) -> Iterator[Transaction | Event]:
+def _read(path: Path, at: int = 0) -> bytes:
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        with open(path, "rb") as file:
+            file.seek(at)
+            return file.read()
     except FileNotFoundError:
-        return
+        return b""
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    for line in text.splitlines():
+
+
+def _entries(text: bytes, path: Path) -> Iterator[Transaction | Event]:
+    for line in text.decode("utf-8", errors="replace").splitlines():
         try:
             data: Any = json.loads(line)
             if isinstance(data, dict) and "did" in data:

@@ -6,6 +6,7 @@ history.jsonl            every finished transaction, one a line (adapters/histor
 pauses/SCOPE.json        an administrator wants no change; written without the lock, so that a pause
                          can be given while a cycle is at work
 cycle.json               what the last cycle saw and did
+counters.json            what only grows, for the metrics; how far history.jsonl is counted
 differing/NODE           the node's instances and Slurm's view of them differ: the slurmctld prolog
                          (scripts/slurmctld_prolog) starts no job on it
 lock                     held by the one command that may change anything, on whatever host
@@ -26,6 +27,7 @@ from typing import IO, Any, TypeVar
 from slurm_mig.adapters.atomic import write_atomic
 from slurm_mig.adapters.history import History
 from slurm_mig.core.codec import decode, encode
+from slurm_mig.core.monitoring import Counters
 from slurm_mig.core.records import CycleReport, ManagedNode, Pause, Phase, Transaction
 from slurm_mig.errors import BusyError, ConfigError
 
@@ -122,6 +124,12 @@ class FileStore:
 
     def save_report(self, report: CycleReport) -> None:
         self._save(self.root / "cycle.json", report)
+
+    def counters(self) -> Counters | None:
+        return self._load(self.root / "counters.json", Counters)
+
+    def save_counters(self, counters: Counters) -> None:
+        self._save(self.root / "counters.json", counters)
 
     def _save(self, path: Path, value: Any) -> None:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)

@@ -170,3 +170,7 @@ class CycleReport:
     """When each of them was first seen waiting so, in seconds since the epoch."""
     free: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Devices that it left free, by partition and type."""
+    seconds: float = 0.0
+    """How long it took."""
+    plan_seconds: float = 0.0
+    """How long its planning took."""

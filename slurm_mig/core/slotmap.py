@@ -8,7 +8,10 @@ reads a whole file much faster than its lines (one read for each byte):
     narrow=no
     slot_0='1g.5gb MIG-… /dev/nvidia0,/dev/nvidia-caps/nvidia-cap66,… PROOF'
     slot_7='off - /dev/nvidia-caps/nvidia-cap20 -'
+    job_map=/run/slurm-mig/jobs
+    map_0=0.7
 
+The last two only where a job map is kept (node.job_map_dir): the slot's file in there.
 PROOF is the driver's capability file, which is there exactly as long as the instance is.
 """
 
@@ -16,11 +19,11 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from slurm_mig.core.model import Slots
+from slurm_mig.core.model import Gpu, Slots
 
 HEADER = "# slurm-mig slots v1"
 
@@ -45,6 +48,31 @@ class Slot:
         return self.uuid.startswith("GPU-")
 
 
+IN_JOB_MAP = re.compile(r"[0-9]+(\.[0-9]+)?")
+"""Names that dcgm-exporter reads: `GPU` or `GPU.GPU-INSTANCE-ID` (its hpc.go, from 4.5.3)."""
+
+
+@dataclass(frozen=True)
+class JobMap:
+    """Where it is kept which job has which device, and under what name by UUID."""
+
+    directory: str
+    names: Mapping[str, str]
+
+
+def job_map(directory: str, gpus: Iterable[Gpu]) -> JobMap | None:
+    """The names of what is there: GPU index, a dot and the GPU instance's id; or the index alone
+    of a GPU without MIG. None where no map is wanted."""
+    if not directory:
+        return None
+    names = {}
+    for gpu in gpus:
+        if not gpu.mig:
+            names[gpu.uuid] = str(gpu.index)
+        names.update({i.uuid: f"{gpu.index}.{i.gi}" for i in gpu.instances if i.uuid})
+    return JobMap(directory, names)
+
+
 @dataclass(frozen=True)
 class SlotMap:
     """What the hooks know of their node."""
@@ -54,6 +82,10 @@ class SlotMap:
     """Jobs see only their own devices (ConstrainDevices)."""
     narrow: bool = False
     """Capability files belong to the job's user while it runs."""
+    job_map: str = ""
+    """The directory of the job map; empty where none is kept."""
+    mapped: Mapping[int, str] = field(default_factory=dict)
+    """The name there of each device's file, by index."""
 
     @property
     def devices(self) -> dict[int, Slot]:
@@ -67,6 +99,7 @@ def slot_map(
     *,
     constrained: bool,
     narrow: bool = False,
+    job_map: JobMap | None = None,
 ) -> str:
     """The map's text. `proofs`: the driver's capability file by device file."""
     words = {True: "yes", False: "no"}
@@ -76,21 +109,30 @@ def slot_map(
         files = ",".join(device.files)
         words_of = f"{device.type} {device.uuid or '-'} {files} {proof}"
         lines.append(f"slot_{index}={shlex.quote(words_of)}")
+    if job_map is not None:
+        lines.append(f"job_map={shlex.quote(job_map.directory)}")
+        lines += [f"map_{i}={job_map.names[d.uuid]}" for i, d in enumerate(slots)
+                  if d.uuid in job_map.names]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
 def parse(text: str) -> SlotMap:
     """The map that a text has; lines that are none of ours are left out."""
-    slots, flags = {}, {}
+    slots, flags, mapped, directory = {}, {}, {}, ""
     for line in text.splitlines():
         name, _, value = line.partition("=")
+        if name == "job_map":
+            directory = value.strip("'")
+        elif name.startswith("map_") and name[4:].isdigit() and IN_JOB_MAP.fullmatch(value):
+            mapped[int(name[4:])] = value
         number = name.removeprefix("slot_")
         words = ["" if word == "-" else word for word in value.strip("'").split()]
         if name != number and number.isdigit() and len(words) == 4:
             slots[int(number)] = Slot(words[0], words[1], tuple(words[2].split(",")), words[3])
         else:
             flags[name] = value == "yes"
-    return SlotMap(slots, flags.get("constrained", False), flags.get("narrow", False))
+    constrained, narrow = flags.get("constrained", False), flags.get("narrow", False)
+    return SlotMap(slots, constrained, narrow, directory, mapped)
 
 
 def indexes(text: str) -> tuple[int, ...] | None:

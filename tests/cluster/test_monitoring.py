@@ -1,0 +1,108 @@
+"""What a cycle leaves for others to read, on a running cluster: metrics and job map."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.testbed.cluster import A100, L40S, NodeSpec
+from tests.testbed.product import CONFIGURATION, CUDA_JOB, ManagedCluster
+
+FILE = "/var/log/slurm/slurm-mig.prom"
+JOBS = "/run/slurm-mig/jobs"
+SETTINGS = CONFIGURATION.replace("node:\n", f"node:\n  job_map_dir: {JOBS}\n") + (
+    f"monitoring:\n  metrics_file: {FILE}\n"
+)
+NODE = "a100-1"
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[ManagedCluster]:
+    nodes = (
+        NodeSpec(NODE, (A100, L40S), partitions=("main", "a100")),
+        NodeSpec("a100-2", (A100,), partitions=("main", "a100")),
+    )
+    with ManagedCluster(nodes=nodes, hooks=True, configuration=SETTINGS) as cluster:
+        cluster.enrol()
+        yield cluster
+
+
+def samples(text: str) -> dict[str, float]:
+    lines = (line for line in text.splitlines() if not line.startswith("#"))
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
+
+
+def job_map(site: ManagedCluster) -> dict[str, str]:
+    """What dcgm-exporter would read: job by GPU and GPU instance."""
+    found = site.sh(f"cd {JOBS}; for f in *; do echo $f $(cat $f); done", node=NODE)
+    return dict(line.split() for line in found.splitlines() if not line.startswith("*"))
+
+
+def start(site: ManagedCluster, gres: str) -> int:
+    job = site.submit(CUDA_JOB, f"--gres=gpu:{gres}:1", "-w", NODE)
+    site.wait_for(lambda: site.reports(job, "first"), 30, f"job {job} to compute")
+    return job
+
+
+def stop(site: ManagedCluster, *jobs: int) -> None:
+    for job in jobs:
+        site.run("touch", f"/tmp/jobs/{job}.stop")
+    for job in jobs:
+        site.wait_job(job, "COMPLETED")
+
+
+def test_a_reshape_in_the_metrics_and_in_the_job_map(site: ManagedCluster) -> None:
+    small, whole = start(site, "1g.5gb"), start(site, "l40s")
+    (gi,) = {p["gi"] for p in site.sim(NODE)["processes"] if p["gpu"] == 0}
+    assert job_map(site) == {f"0.{gi}": str(small), "1": str(whole)}
+    large = site.submit(CUDA_JOB, "--gres=gpu:3g.20gb:1", "--exclude=a100-2")
+    site.slurm_mig("reconcile")
+    text = site.read(FILE)
+    done = site.run("promtool", "check", "metrics", stdin=text, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    found = samples(text)
+    count = f'slurm_mig_instances{{node="{NODE}",profile="%s",state="%s"}}'
+    assert found[count % ("1g.5gb", "allocated")] == 1
+    assert found[count % ("3g.20gb", "free")] == 1
+    assert found[count % ("l40s", "allocated")] == 1
+    assert found[f'slurm_mig_reshapes_total{{node="{NODE}",result="released"}}'] == 1
+    for step in ("fence", "reshape", "write", "register", "release"):
+        assert found[f'slurm_mig_step_seconds_count{{step="{step}"}}'] == 1
+    assert 0 < found["slurm_mig_fence_seconds_sum"] < 30
+    assert found["slurm_mig_last_plan_seconds"] > 0
+    # The instance that was made has a name in the job map; the job's own is unchanged.
+    site.wait_for(lambda: site.reports(large, "first"), 30, "the job that waited")
+    mapped = job_map(site)
+    assert sorted(mapped.values()) == sorted(map(str, (small, whole, large)))
+    assert mapped[f"0.{gi}"] == str(small)
+    stop(site, small, whole, large)
+    site.wait_for(lambda: job_map(site) == {}, 20, "the epilogs")
+
+
+def test_counters_survive_and_gauges_follow(site: ManagedCluster) -> None:
+    before = samples(site.read(FILE))
+    why = 'replace <b>"fan"</b>'
+    site.run("scontrol", "update", "NodeName=a100-2", "State=DRAIN", f"Reason={why}")
+    job = site.submit("true", "--gres=gpu:7g.40gb:1", f"--exclude={NODE}")
+    site.slurm_mig("reconcile")
+    after = samples(site.read(FILE))
+    assert after['slurm_mig_node_condition{condition="admin",node="a100-2"}'] == 1
+    assert after['slurm_mig_unmet_instances{profile="7g.40gb"}'] == 1
+    assert after['slurm_mig_refused_jobs{reason="drained"}'] == 1
+    cycles = 'slurm_mig_cycles_total{result="done"}'
+    assert after[cycles] == before[cycles] + 1
+    reshapes = f'slurm_mig_reshapes_total{{node="{NODE}",result="released"}}'
+    assert after[reshapes] == before[reshapes]
+    # A cycle that slurmctld's absence stops is counted, and shown by the next.
+    site.kill_daemon("slurmctld")
+    assert site.slurm_mig("reconcile", check=False).returncode == 4
+    site.start_daemon("slurmctld")
+    shown = site.slurm_mig("metrics").stdout
+    assert samples(shown)['slurm_mig_cycles_total{result="unreachable"}'] == 1
+    assert set(re.findall(r"^# TYPE (\S+)", shown, re.M)) == set(
+        re.findall(r"^# TYPE (\S+)", site.read(FILE), re.M)
+    )
+    site.run("scancel", str(job))
+    site.run("scontrol", "update", "NodeName=a100-2", "State=RESUME")
