@@ -10,7 +10,17 @@ import uuid
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
-from slurm_mig.core import conditions, demand, monitoring, pauses, policy, publish, purpose, slots, submit
+from slurm_mig.core import (
+    conditions,
+    demand,
+    monitoring,
+    pauses,
+    policy,
+    publish,
+    purpose,
+    slots,
+    submit,
+)
 from slurm_mig.core.model import (
     Gpu,
     JobRequest,
