@@ -38,6 +38,7 @@ KINDS: Sequence[tuple[str, str]] = (
     ("cpus_or_memory", r"CPUs|MiB of memory"),
     ("whole_node", r"whole node"),
     ("reservation", r"reservation"),
+    ("paused", r"paused"),
     ("drained", r"drained"),
     ("away", r"node is |not responding|was not asked|does not answer"),
     ("changed_by_hand", r"another hand|edited by hand"),

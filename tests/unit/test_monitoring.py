@@ -153,6 +153,7 @@ def test_every_query_of_the_dashboard_parses_and_asks_for_a_metric_that_is_there
         ("policy: jobs of user eve cause no reshape", "policy"),
         ("waits less than min_wait_s (60 s) so far", "policy"),
         ("n1 has 0 CPUs free, the job needs 4", "cpus_or_memory"),
+        ("n1 is paused: the cluster, by root: new driver", "paused"),
         ("n1: drained by an administrator: disk", "drained"),
         ("n1 is in reservation course", "reservation"),
         ("what could be changed for it costs more than it is worth, or is not enough",
