@@ -68,9 +68,13 @@ class Assembly:
     store: FileStore
 
     @classmethod
-    def of(cls, settings: Settings) -> Assembly:
+    def of(cls, settings: Settings, nodes: RemoteNodes | None = None) -> Assembly:
+        """`nodes`: those of an earlier cycle, whose sessions are kept where they still serve."""
         slurm, remote = settings.slurm, settings.remote
-        nodes = RemoteNodes(remote.command, remote.timeout_s)
+        if nodes is None or not nodes.is_for(remote.command, remote.timeout_s):
+            if nodes is not None:
+                nodes.close()
+            nodes = RemoteNodes(remote.command, remote.timeout_s)
         here = {socket.gethostname(), socket.gethostname().partition(".")[0]}
         others = [host for host in slurm.controllers if host not in here]
         controllers = RemoteControllers(others, slurm.controller_command, remote.timeout_s)

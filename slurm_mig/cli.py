@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -80,53 +78,11 @@ def reconcile(config_path: Path, loop_s: float | None, woken: bool, dry_run: boo
     if dry_run:
         _print_plan(config_path, as_json=False)
         return
+    from slurm_mig.commands import loop
+
     if loop_s is None:
-        sys.exit(Exit.ATTENTION if _cycle(_assembly(config_path), woken=woken) else Exit.OK)
-    ending = _ending()
-    while not ending():
-        assembly = _assembly(config_path)
-        pause_s = loop_s
-        try:
-            _cycle(assembly, woken=woken)
-        except SlurmMigError as error:
-            if error.retry_s is None:
-                raise
-            # A person at work, or a slurmctld that restarts, is no reason to end.
-            click.echo(f"slurm-mig: {error}", err=True)
-            pause_s = error.retry_s
-        assembly.wake.wait(pause_s, ending)
-
-
-def _cycle(assembly: Assembly, *, woken: bool) -> list[str]:
-    """One cycle under the lock; returns the nodes that need a person."""
-    if woken and (last := assembly.store.report()):
-        assembly.wake.rest(last.time)
-    with assembly.store.lock(), assembly.nodes, closing(assembly.files):
-        assembly.wake.take()
-        try:
-            report = assembly.reconciler().cycle()
-        except SlurmMigError as error:
-            assembly.monitor.failed(error)
-            raise
-        assembly.write_free(report)
-        quarantined = [
-            t.node
-            for name in assembly.store.managed()
-            if (t := assembly.store.transaction(name)) and t.is_open and not t.waits
-        ]
-    click.echo(report.sentence)
-    return quarantined
-
-
-def _ending() -> Callable[[], bool]:
-    """True once SIGTERM has come: asked between two cycles, never inside one."""
-    asked: list[int] = []
-
-    def note(number: int, _: FrameType | None) -> None:
-        asked.append(number)
-
-    signal.signal(signal.SIGTERM, note)
-    return lambda: bool(asked)
+        sys.exit(Exit.ATTENTION if loop.once(config_path, woken=woken) else Exit.OK)
+    loop.run(config_path, loop_s, woken=woken)
 
 
 @main.command()
@@ -316,9 +272,13 @@ NAME_OPTION = click.option("--name", help="The node's NodeName; by default its s
 @NAME_OPTION
 def serve(config_path: Path, name: str | None) -> None:
     """Answer JSON requests, one a line on stdin, until it ends."""
+    from slurm_mig.adapters.requests import Code, Requests
     from slurm_mig.node import serve as answer
 
-    answer(_agent(config_path, name), sys.stdin, sys.stdout)
+    code = Code([config_path])
+    agent = _agent(config_path, name)
+    gpus = agent.gpus
+    answer(agent, Requests(0, gpus.close, gpus.open, code.changed), sys.stdout)
 
 
 @node.command()

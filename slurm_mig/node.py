@@ -218,7 +218,7 @@ def _verify(gpu: Gpu, part: GpuChange) -> None:
 Verbs = Mapping[str, Callable[[Any], Any]]
 
 
-def serve(agent: NodeAgent, requests: TextIO, answers: TextIO) -> None:
+def serve(agent: NodeAgent, requests: Iterable[str], answers: TextIO) -> None:
     """Answer what the controller may ask of a node."""
     verbs: Verbs = {
         "observe": lambda _: agent.observe(),
@@ -236,7 +236,7 @@ def serve(agent: NodeAgent, requests: TextIO, answers: TextIO) -> None:
     answer_all(verbs, requests, answers)
 
 
-def answer_all(verbs: Verbs, requests: TextIO, answers: TextIO) -> None:
+def answer_all(verbs: Verbs, requests: Iterable[str], answers: TextIO) -> None:
     """Answer requests until there are none. A request that fails is answered with its error."""
     for line in requests:
         answers.write(json.dumps(_answer(verbs, line)) + "\n")

@@ -28,7 +28,7 @@ Kind = tuple[str, int, int]
 
 
 class NvmlGpus:
-    """The GPUs through NVML, initialised once for the life of the object.
+    """The GPUs through NVML, initialised until `close`, and again by `open`.
 
     `proc` is where the driver's capability files are found, `caps_dir` its device nodes.
     """
@@ -46,10 +46,15 @@ class NvmlGpus:
         self._minors: dict[str, int] | None = None
         self._profiles: dict[Kind, tuple[Profile, ...]] = {}
         self._splits: dict[tuple[Kind, int], tuple[nvml.ComputeProfile, ...]] = {}
+        self.open()
+
+    def open(self) -> None:
+        """Start NVML; again after a `close`."""
         with translated("starting NVML"):
             pynvml.nvmlInit()
 
     def close(self) -> None:
+        """Let go of the driver."""
         with translated("closing NVML"):
             pynvml.nvmlShutdown()
 

@@ -1,20 +1,22 @@
 """The remote commands, JSON lines in and out: `slurm-mig node serve` on each GPU node, `slurm-mig
 files serve` on the other controllers' hosts.
 
-One process per node and cycle, started at the first request and kept until `close`, so that a
-reshape pays for one connection. The command is an argument vector from the configuration (ssh by
-default); nothing ever goes through a shell here. Answers of a node are decoded strictly: a node
-that has been taken over can only make its own reshape fail.
+One process per node, started at the first request and kept until `close`, so that a reshape pays
+for one connection. Who runs cycle after cycle calls `rest` between them: the sessions stay, and one
+that did not survive the pause is begun anew. The command is an argument vector from the
+configuration (ssh by default); nothing ever goes through a shell here. Answers of a node are
+decoded strictly: a node that has been taken over can only make its own reshape fail.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, TypeVar
@@ -31,11 +33,30 @@ S = TypeVar("S", bound="Remote")
 ANSWER_LIMIT = 16 << 20
 """Bytes of one answer; 8 GPUs with 7 instances each need some 20 KiB."""
 
+RESTED_ANSWER_S = 10.0
+"""How long a session from an earlier cycle may take to answer: its connection may be dead without
+either end knowing."""
+
+SAID = 500
+"""Bytes kept of what a command wrote to stderr."""
+
 
 @dataclass
 class _Session:
     process: subprocess.Popen[bytes]
     buffer: bytearray = field(default_factory=bytearray)
+    said: bytes = b""
+    rested: bool = False
+    """From an earlier cycle, and not heard of in this one."""
+
+    def listen(self) -> bool:
+        """Take what was written to stderr: a full pipe would stop the command. False at its end."""
+        assert self.process.stderr is not None
+        with contextlib.suppress(BlockingIOError):
+            while chunk := os.read(self.process.stderr.fileno(), 1 << 16):
+                self.said = (self.said + chunk)[-SAID:]
+            return False
+        return True
 
 
 class Remote:
@@ -62,12 +83,24 @@ class Remote:
         for name in list(self._sessions):
             self._drop(name, grace_s=2.0)
 
+    def rest(self) -> None:
+        """Keep the sessions for the next cycle."""
+        for session in self._sessions.values():
+            session.listen()
+            session.rested = True
+
+    def is_for(self, command: Sequence[str], timeout_s: float) -> bool:
+        return (self._command, self._timeout_s) == (list(command), timeout_s)
+
     def _call(self, name: str, verb: str, data: Any) -> Any:
         self._send(name, verb, data)
         return self._receive(name, time.monotonic() + self._timeout_s)
 
     def _session(self, name: str) -> _Session:
         session = self._sessions.get(name)
+        if session is not None and session.rested and session.process.poll() is not None:
+            self._drop(name, grace_s=0.5)
+            session = None
         if session is None:
             command = [word.replace("%h", name) for word in self._command]
             try:
@@ -83,6 +116,8 @@ class Remote:
                     f"cannot run the remote command {command[0]}: {error.strerror}",
                     hint="See remote.command in the configuration.",
                 ) from error
+            assert process.stderr is not None
+            os.set_blocking(process.stderr.fileno(), False)
             session = self._sessions[name] = _Session(process)
         return session
 
@@ -110,14 +145,22 @@ class Remote:
         return answer.get("result")
 
     def _read_line(self, name: str, deadline: float) -> bytes:
-        session = self._session(name)
-        assert session.process.stdout is not None
+        session = self._sessions[name]
+        answers, complaints = session.process.stdout, session.process.stderr
+        assert answers is not None
+        assert complaints is not None
         with selectors.DefaultSelector() as selector:
-            selector.register(session.process.stdout, selectors.EVENT_READ)
+            selector.register(answers, selectors.EVENT_READ)
+            selector.register(complaints, selectors.EVENT_READ)
             while b"\n" not in session.buffer:
-                if not selector.select(max(0.0, deadline - time.monotonic())):
+                ready = selector.select(max(0.0, deadline - time.monotonic()))
+                if not ready:
                     raise self._lost(name, f"no answer within {self._timeout_s:g} s")
-                chunk = os.read(session.process.stdout.fileno(), 1 << 16)
+                if any(key.fileobj is complaints for key, _ in ready) and not session.listen():
+                    selector.unregister(complaints)
+                if all(key.fileobj is complaints for key, _ in ready):
+                    continue
+                chunk = os.read(answers.fileno(), 1 << 16)
                 if not chunk:
                     raise self._lost(name, "the remote command ended")
                 session.buffer += chunk
@@ -125,6 +168,7 @@ class Remote:
                     raise self._lost(name, "the remote command's answer is too long")
         line, _, rest = bytes(session.buffer).partition(b"\n")
         session.buffer = bytearray(rest)
+        session.rested = False
         return line
 
     def _lost(self, name: str, why: str) -> UnreachableError:
@@ -145,7 +189,7 @@ class Remote:
         except (subprocess.TimeoutExpired, OSError, ValueError):
             process.kill()
             _, said = process.communicate()
-        return (said or b"").decode(errors="replace").strip()[-500:]
+        return (session.said + (said or b"")).decode(errors="replace").strip()[-SAID:]
 
 
 class RemoteNodes(Remote):
@@ -153,7 +197,15 @@ class RemoteNodes(Remote):
 
     def observe(self, names: Sequence[str]) -> dict[str, NodeFacts | SlurmMigError]:
         """Facts of all nodes, asked at the same time; a node that fails gives its error."""
-        deadline = time.monotonic() + self._timeout_s
+        rested = {n for n in names if n in self._sessions and self._sessions[n].rested}
+        found = self._observe(names, rested)
+        # What a pause has ended is no fault of the node.
+        return found | self._observe([n for n in names if n in rested - self._sessions.keys()], ())
+
+    def _observe(
+        self, names: Sequence[str], rested: Collection[str]
+    ) -> dict[str, NodeFacts | SlurmMigError]:
+        start = time.monotonic()
         found: dict[str, NodeFacts | SlurmMigError] = {}
         asked = []
         for name in names:
@@ -163,8 +215,11 @@ class RemoteNodes(Remote):
             except SlurmMigError as error:
                 found[name] = error
         for name in asked:
+            patience_s = (
+                min(RESTED_ANSWER_S, self._timeout_s) if name in rested else self._timeout_s
+            )
             try:
-                found[name] = decode(NodeFacts, self._receive(name, deadline), name)
+                found[name] = decode(NodeFacts, self._receive(name, start + patience_s), name)
             except SlurmMigError as error:
                 found[name] = error
         return found

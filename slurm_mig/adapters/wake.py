@@ -12,9 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-STEP_S = 0.05
-SETTLE_S = 0.05
-"""The submit plugin asks before slurmctld has put the job into its queue."""
+STEP_S = 0.02
+SETTLE_S = 0.02
+"""The submit plugin asks before slurmctld has put the job into its queue. Where slurmctld takes
+longer, the next cycle sees the job: a loop looks once more a second after it was woken."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,13 @@ class Wake:
         # A clock that was set back must not keep anybody waiting.
         time.sleep(min(max(left, SETTLE_S), max(self.min_interval_s, SETTLE_S)))
 
-    def wait(self, seconds: float, ending: Callable[[], bool]) -> None:
+    def wait(self, seconds: float, ending: Callable[[], bool]) -> bool:
         """Until the time is over, somebody asks for a cycle (not before the minimum interval), or
-        it is to end."""
+        it is to end. True when somebody asked."""
         start = time.monotonic()
         while not ending() and (passed := time.monotonic() - start) < seconds:
             if passed >= self.min_interval_s and self.file.exists():
                 time.sleep(SETTLE_S)
-                return
+                return True
             time.sleep(min(STEP_S, seconds))
+        return False

@@ -162,8 +162,13 @@ def single(found: ManagedCluster, rounds: int) -> list[Claim]:
 
 
 def started(found: ManagedCluster, profile: str) -> float:
-    """Seconds from sbatch to the first instruction of a job on our node."""
+    """Seconds from sbatch to the first instruction of a job on our node.
+
+    Slurm starts batch jobs in passes, at whole seconds of the clock: a submission comes at any time
+    between two.
+    """
     found.sh(f"rm -f {FRESH}")
+    time.sleep(random.random())
     start = time.time()
     job = found.submit(f"date +%s.%N >{FRESH}", "-p", OURS, f"--gres=gpu:{profile}:1", "--mem=1")
     found.wait_for(lambda: found.job(job).get("JobState") == "COMPLETED", 60, "the job")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
 
 from slurm_mig.core import slotmap
 from tests.testbed.cluster import A30, A100, NodeSpec
-from tests.testbed.product import CUDA_JOB, ManagedCluster
+from tests.testbed.product import CONFIGURATION, CUDA_JOB, ManagedCluster
 
 NODE = "a100-1"
 RUN = "/run/slurm-mig"
@@ -309,14 +310,64 @@ def test_no_job_starts_on_a_node_whose_views_differ(cluster: ManagedCluster) -> 
     ended(cluster, job)
 
 
-def test_a_submission_wakes_a_cycle_and_so_does_a_jobs_end(cluster: ManagedCluster) -> None:
-    """With no timer at all; the cycles keep their minimum interval."""
+@contextmanager
+def looping(cluster: ManagedCluster) -> Iterator[None]:
+    """`slurm-mig reconcile --loop` beside the test, with no timer."""
     cluster.sh(
+        "rm -f /tmp/loop.log; "
         "setsid -f slurm-mig reconcile --loop 3600 >/tmp/loop.log 2>/tmp/loop.err </dev/null; "
         "while [ ! -s /tmp/loop.log ]; do sleep 0.1; done", timeout=30,
     )  # fmt: skip
     pid = cluster.sh("pgrep -f '[s]lurm_mig.cli reconcile --loop'").split()[0]
     try:
+        yield
+    finally:
+        cluster.sh(f"kill {pid}")
+        cluster.wait_for(lambda: not alive(cluster, int(pid)), 30, "the loop to end")
+
+
+def sessions(cluster: ManagedCluster) -> set[int]:
+    """The node commands that run, on every node."""
+    return set(map(int, cluster.sh("pgrep -f '[s]lurm_mig.cli node serve' || true").split()))
+
+
+def another_cycle(cluster: ManagedCluster) -> None:
+    """Woken by hand; returns when it has ended."""
+    before = cluster.read("/tmp/loop.log").count("\n")
+    cluster.sh(f"echo >{WAKE}")
+    cluster.wait_for(lambda: cluster.read("/tmp/loop.log").count("\n") > before, 30, "a cycle")
+
+
+def test_a_loop_keeps_its_sessions_with_the_nodes(cluster: ManagedCluster) -> None:
+    """The same process answers cycle after cycle, lets go of the driver in between, and is replaced
+    when it was ended or its configuration has changed."""
+    with looping(cluster):
+        kept = sessions(cluster)
+        assert len(kept) == 2
+        another_cycle(cluster)
+        assert sessions(cluster) == kept
+        uses = " ".join(f"/proc/{pid}/maps" for pid in kept)
+        look = f"grep -l '/state$' {uses} || true"
+        cluster.wait_for(lambda: another_cycle(cluster) or cluster.sh(look), 20, "a look at NVML")
+        cluster.wait_for(lambda: not cluster.sh(look), 10, "the driver to be let go")
+        first = min(kept)
+        cluster.sh(f"kill -9 {first}")
+        another_cycle(cluster)
+        replaced = sessions(cluster)
+        assert len(replaced & kept) == 1
+        cluster.configure(CONFIGURATION + "# another hand\n")
+        time.sleep(1.2)  # only a session that rests is replaced
+        another_cycle(cluster)
+        assert len(sessions(cluster)) == 2
+        assert not sessions(cluster) & replaced
+        job = cluster.submit("true", "--gres=gpu:2g.10gb:1", "-p", "a100")
+        ended(cluster, job)
+    assert not sessions(cluster)
+
+
+def test_a_submission_wakes_a_cycle_and_so_does_a_jobs_end(cluster: ManagedCluster) -> None:
+    """With no timer at all; the cycles keep their minimum interval."""
+    with looping(cluster):
         wants = cluster.submit(CUDA_JOB, "--gres=gpu:7g.40gb:1", "-p", "a100")
         cluster.wait_for(lambda: cluster.reports(wants, "first"), 60, "the job to be served")
         wants_next = cluster.submit("true", "--gres=gpu:3g.20gb:1", "-p", "a100")
@@ -331,6 +382,3 @@ def test_a_submission_wakes_a_cycle_and_so_does_a_jobs_end(cluster: ManagedClust
             time.sleep(0.2)
         cycles = len(cluster.read("/tmp/loop.log").splitlines()) - before
         assert 0 < cycles <= time.monotonic() - start + 1
-    finally:
-        cluster.sh(f"kill {pid}")
-        cluster.wait_for(lambda: not alive(cluster, int(pid)), 30, "the loop to end")
