@@ -50,14 +50,13 @@ def run(config_path: Path, pause_s: float, *, woken: bool) -> None:
             wait_s = min(pause_s, AGAIN_S) if asked else pause_s
             try:
                 _cycle(assembly, woken=woken)
-                nodes.rest()
             except SlurmMigError as error:
-                nodes.close()
                 if error.retry_s is None:
                     raise
                 # A person at work, or a slurmctld that restarts, is no reason to end.
                 click.echo(f"slurm-mig: {error}", err=True)
                 wait_s = error.retry_s
+            nodes.rest()
             if code.changed():
                 nodes.close()
                 _become_the_updated_one()
