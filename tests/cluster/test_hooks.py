@@ -338,6 +338,12 @@ def another_cycle(cluster: ManagedCluster) -> None:
     cluster.wait_for(lambda: cluster.read("/tmp/loop.log").count("\n") > before, 30, "a cycle")
 
 
+def looking(cluster: ManagedCluster, look: str) -> str:
+    """What `look` says just after a cycle."""
+    another_cycle(cluster)
+    return cluster.sh(look)
+
+
 def test_a_loop_keeps_its_sessions_with_the_nodes(cluster: ManagedCluster) -> None:
     """The same process answers cycle after cycle, lets go of the driver in between, and is replaced
     when it was ended or its configuration has changed."""
@@ -348,7 +354,7 @@ def test_a_loop_keeps_its_sessions_with_the_nodes(cluster: ManagedCluster) -> No
         assert sessions(cluster) == kept
         uses = " ".join(f"/proc/{pid}/maps" for pid in kept)
         look = f"grep -l '/state$' {uses} || true"
-        cluster.wait_for(lambda: another_cycle(cluster) or cluster.sh(look), 20, "a look at NVML")
+        cluster.wait_for(lambda: looking(cluster, look), 20, "a look at NVML")
         cluster.wait_for(lambda: not cluster.sh(look), 10, "the driver to be let go")
         first = min(kept)
         cluster.sh(f"kill -9 {first}")

@@ -1,4 +1,4 @@
-"""Sessions with the nodes that are kept between cycles: both ends, over real pipes and processes."""
+"""Sessions with the nodes that are kept between cycles: both ends, over pipes and processes."""
 
 from __future__ import annotations
 
