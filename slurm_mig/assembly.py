@@ -23,6 +23,7 @@ from slurm_mig.adapters.system import RealClock
 from slurm_mig.adapters.wake import Wake
 from slurm_mig.config import GroupSettings, Settings
 from slurm_mig.core import publish, submit
+from slurm_mig.core.ownership import Claim
 from slurm_mig.core.planning.plan import Rules
 from slurm_mig.core.planning.weights import Weights
 from slurm_mig.core.policy import Policy
@@ -190,8 +191,17 @@ class Assembly:
         ]
         group = next((g for g in self.settings.groups if name in expand(g.nodes)), None)
         whole = Whole(group.whole_type, group.mode_change) if group else Whole()
-        node = managed_node(site, name, facts, self.settings.node.caps_dir, whole, own)
+        claims = claims_of(group) if group else ()
+        node = managed_node(site, name, facts, self.settings.node.caps_dir, whole, own, claims)
         return replace(node, explicit=self.settings.submit.exclusive == "explicit")
+
+
+def claims_of(group: GroupSettings) -> tuple[Claim, ...]:
+    """What the group gives to others than Slurm."""
+    return tuple(
+        Claim(given.owner, tuple(map(str, given.gpus)), given.instances, given.placements)
+        for given in group.outside
+    )
 
 
 class LocalFiles(ManagedFiles):

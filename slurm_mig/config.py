@@ -110,6 +110,20 @@ def _node_set(text: str) -> str:
     return "" if good else f"is {text!r}: should be a node set such as a100-[1-2]"
 
 
+def _gpu_names(words: Sequence[str | int]) -> str:
+    if not words:
+        return "should have at least one GPU"
+    forms = r"\d+|GPU-[0-9a-fA-F-]+|([0-9a-fA-F]{4,8}:)?[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]"
+    # In YAML `true` is a number for Python.
+    bad = [w for w in words if isinstance(w, bool) or not re.fullmatch(forms, str(w))]
+    return f"has {bad[0]!r}: should be indexes, UUIDs or PCI addresses of GPUs" if bad else ""
+
+
+def _placements(words: Sequence[str]) -> str:
+    bad = [word for word in words if not re.fullmatch(rf"{PROFILE}@\d+", word)]
+    return f"has {bad[0]!r}: should be places such as 3g.20gb@4" if bad else ""
+
+
 PROFILE = r"\d+g\.\d+gb([+-][a-z.]+)?"
 # No space: the slot map and Slurm's files are read word by word.
 FilePath = Annotated[str, _matches(r"/[!-~]*", "should be an absolute path without spaces")]
@@ -120,6 +134,10 @@ Seconds = Annotated[float, _between(0, 86400)]
 Name = Annotated[str, _matches(r"[^\s,]+", "should be one name")]
 Points = Annotated[int, _between(0, 1_000_000)]
 Deadline = Annotated[float, _above_zero(3600)]
+Profiles = Mapping[
+    Annotated[str, _matches(PROFILE, "should be a MIG profile such as 3g.20gb")],
+    Annotated[int, _between(1, 16)],
+]
 
 
 @dataclass(frozen=True)
@@ -184,17 +202,21 @@ class NodeSettings:
 
 
 @dataclass(frozen=True)
+class OutsideSettings:
+    """What an owner other than Slurm has on each node of a group."""
+
+    owner: Annotated[str, _matches(r"[A-Za-z][\w.-]*", "should be one word")]
+    gpus: Annotated[tuple[str | int, ...], Rule(_gpu_names)]
+    instances: Profiles = field(default_factory=dict)
+    placements: Annotated[tuple[str, ...], Rule(_placements)] = ()
+
+
+@dataclass(frozen=True)
 class GroupSettings:
     """Nodes that share a rule; the first group that has a node counts."""
 
     nodes: Annotated[str, Rule(_node_set)]
-    baseline: (
-        Mapping[
-            Annotated[str, _matches(PROFILE, "should be a MIG profile such as 3g.20gb")],
-            Annotated[int, _between(1, 16)],
-        ]
-        | None
-    ) = None
+    baseline: Profiles | None = None
     """Instances by profile on each GPU; None: the layout found at enrolment."""
     whole_type: Annotated[str, Rule(lambda text: text and _gres_type(text))] = ""
     mode_change: Annotated[str, _one_of("never", "resetless", "reset")] = "never"
@@ -204,6 +226,8 @@ class GroupSettings:
     """Instead of the policy's."""
     baseline_after_s: Seconds | None = None
     """Instead of the policy's."""
+    outside: tuple[OutsideSettings, ...] = ()
+    """What of these nodes' GPUs is not Slurm's."""
     name: Annotated[str, _matches(r"[\w.-]*", "should be one word")] = ""
     """What commands call it: `@name`. Several groups may share one."""
 
@@ -377,8 +401,13 @@ def _may_be_empty(kind: Any, key: str) -> bool:
 def _inside(hint: Any, value: Any, at: Place, faults: Faults) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return _without_unknown(hint, value, at, faults)
-    if hint == tuple[GroupSettings, ...] and isinstance(value, list):
-        return [_inside(GroupSettings, v, (*at, n), faults) for n, v in enumerate(value)]
+    item = next(iter(typing.get_args(hint)), None)
+    if (
+        typing.get_origin(hint) is tuple
+        and dataclasses.is_dataclass(item)
+        and isinstance(value, list)
+    ):
+        return [_inside(item, v, (*at, n), faults) for n, v in enumerate(value)]
     return value
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from slurm_mig.core import conditions, slots
+from slurm_mig.core import conditions, geometry, ownership, slots
 from slurm_mig.core.model import Gpu, SlurmNode, is_filler
 from slurm_mig.core.records import ManagedNode, NodeFacts
 from slurm_mig.errors import BusyError, ConfigError, SlurmMigError, UnreachableError, UsageError
@@ -63,6 +63,8 @@ class Whole:
         """True if the GPU's MIG mode may change. A driver of R535 or older hides the profiles of a
         GPU with MIG off: such a GPU is enrolled with MIG on, or stays as it is."""
         if not self.type or not gpu.profiles or self.mode_change == "never":
+            return False
+        if gpu.owner or gpu.foreign:
             return False
         return self.mode_change == "reset" or not gpu.mode_needs_reset
 
@@ -129,25 +131,29 @@ def managed_node(
     caps_dir: str,
     whole: Whole = Whole(),
     own_lines: Sequence[Any] = (),
+    claims: Sequence[ownership.Claim] = (),
 ) -> ManagedNode:
     """What the node will be in our care: constant count, slots of what is there, fillers, guard.
 
-    `own_lines` are the gpu lines of a gres.conf that the node has for itself. Raises ConfigError
-    for a node whose GPUs or lines are not understood.
+    `own_lines` are the gpu lines of a gres.conf that the node has for itself, `claims` what the
+    site gives to others than Slurm. Raises ConfigError for a node whose GPUs or lines are not
+    understood.
     """
+    outside = ownership.settle(claims, facts.gpus)
+    gpus = ownership.stamped(facts.gpus, outside)
     definition = site.node(name)
     attributes = {
         k: v for k, v in definition.attributes.items() if k.lower() not in ("nodename", "gres")
     }
     lines = [*site.gres_lines(name), *own_lines]
-    switchable = frozenset(g.index for g in facts.gpus if whole.allows(g))
-    types = _whole_types(name, facts.gpus, lines, whole.type)
+    switchable = frozenset(g.index for g in gpus if whole.allows(g))
+    types = _whole_types(name, gpus, lines, whole.type)
     types |= {index: whole.type for index in switchable if index not in types}
-    _refuse_unusual(name, facts.gpus)
-    cut = [gpu for gpu in facts.gpus if gpu.mig or gpu.index in switchable]
-    total = sum(gpu.capacity if gpu in cut else 1 for gpu in facts.gpus)
-    devices = [d for gpu in facts.gpus for d in slots.devices_of(gpu, types.get(gpu.index, ""))]
-    arranged = slots.with_files(slots.arrange(total, {}, devices), facts.gpus, caps_dir)
+    _refuse_unusual(name, gpus)
+    cut = [gpu for gpu in gpus if gpu.mig or gpu.index in switchable]
+    total = sum(gpu.capacity if gpu in cut else 1 for gpu in gpus)
+    devices = [d for gpu in gpus for d in slots.devices_of(gpu, types.get(gpu.index, ""))]
+    arranged = slots.with_files(slots.arrange(total, {}, devices), gpus, caps_dir)
     most = _most(cut, types)
     return ManagedNode(
         name=name,
@@ -156,18 +162,23 @@ def managed_node(
         possible=tuple(sorted(most)),
         whole_types=types,
         switchable=switchable,
-        profiles={gpu.index: gpu.profiles for gpu in facts.gpus if gpu.index in switchable},
-        cores=_cores(facts.gpus, lines),
-        baseline={g.index: tuple(sorted(g.layout)) for g in facts.gpus if g.mig},
+        profiles={gpu.index: gpu.profiles for gpu in gpus if gpu.index in switchable},
+        cores=_cores(gpus, lines),
+        baseline={
+            g.index: tuple(sorted(g.layout - g.foreign)) for g in gpus if g.mig and not g.owner
+        },
         partitions=tuple(site.partitions_of(name)),
         most=most,
+        outside=outside,
     )
 
 
 def _refuse_unusual(name: str, gpus: Sequence[Gpu]) -> None:
     for gpu in gpus:
+        if gpu.owner:
+            continue
         for instance in gpu.instances:
-            if instance.compute_instances != 1:
+            if instance.compute_instances != 1 and not instance.owner:
                 raise ConfigError(
                     f"{name} GPU {gpu.index}: {instance.placement} has "
                     f"{instance.compute_instances} compute instances; one is supported",
@@ -185,7 +196,7 @@ def _whole_types(
     """Slurm type of each GPU without MIG: the site's own, by its device file."""
     found = {}
     for gpu in gpus:
-        if gpu.mig:
+        if gpu.mig or gpu.owner:
             continue
         named = [_type(line) for line in lines if gpu.file in _files(line)]
         chosen = next((t for t in named if t), default)
@@ -241,7 +252,10 @@ def _most(cut: Sequence[Gpu], whole: Mapping[int, str]) -> dict[str, int]:
     """The most devices of each type that the node can have; `cut` are GPUs that can have MIG on."""
     most: Counter[str] = Counter(whole.values())
     for gpu in cut:
-        most.update({p.name: p.max_count for p in gpu.profiles})
+        for profile in () if gpu.owner else gpu.profiles:
+            foreign = gpu.foreign
+            count = geometry.most(gpu, profile, foreign) if foreign else profile.max_count
+            most.update({profile.name: count} if count else {})
     return dict(most)
 
 
@@ -300,6 +314,8 @@ class Enrolment:
         self._switch(names, timing, rest, list(managed.values()), [])
         for name in names:
             self._forget(name)
+            if managed[name].outside:
+                self._nodes.own(name, ())
 
     def _must_exist(self, names: Sequence[str]) -> None:
         shown = self._cluster.nodes()
@@ -339,6 +355,7 @@ class Enrolment:
             for name in names:
                 self._wait_empty(name, timing.wait_s)
             for node in new:
+                self._nodes.own(node.name, node.outside)
                 self._nodes.prepare(node.name, node.slots)
             written = True
             self._commit(target, names)

@@ -6,7 +6,7 @@ queue asks for (executor.py): fence, reshape, publish, release; busy instances a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -56,6 +56,7 @@ def _wanted(assembly: Assembly, view: NodeView, request: Request) -> Mapping[int
     """What each GPU should be; device filters are the node's to answer."""
     if request.verb == "mode":
         chosen = request.gpus or [gpu.index for gpu in view.gpus if gpu.mig_capable]
+        _refuse_others(view, chosen)
         return {
             gpu.index: Wanted(mig=request.on)
             for gpu in view.gpus
@@ -70,6 +71,7 @@ def planned(view: NodeView, wanted: Mapping[int, Wanted]) -> tuple[LayoutChange,
     """The least change of each GPU. Raises BusyError naming jobs and processes in the way, and
     SlurmMigError for what a managed node cannot be."""
     gpus = {gpu.index: gpu for gpu in view.gpus}
+    _refuse_others(view, wanted)
     changes, problems = [], []
     for index, wish in sorted(wanted.items()):
         gpu = gpus[index]
@@ -89,10 +91,27 @@ def planned(view: NodeView, wanted: Mapping[int, Wanted]) -> tuple[LayoutChange,
 
 def _busy(view: NodeView, gpu: Gpu) -> Layout:
     places = (view.slots[i].key for i in view.busy if i < len(view.slots))
-    return frozenset(p for index, p in places if index == gpu.index and p is not None)
+    return gpu.foreign | {p for index, p in places if index == gpu.index and p is not None}
+
+
+def _refuse_others(view: NodeView, gpus: Iterable[int]) -> None:
+    """Raises SlurmMigError for a GPU that is not Slurm's."""
+    for gpu in view.outside:
+        if gpu.index in gpus:
+            raise SlurmMigError(
+                f"{view.name}: GPU {gpu.index} is {gpu.owner}'s, not Slurm's; nothing was touched",
+                hint="Name the GPUs that are meant, without it; or take it out of `outside` in the "
+                "node's group, and enrol the node again.",
+            )
 
 
 def _who(view: NodeView, gpu: int, placement: object) -> str:
+    owners = [
+        i.owner
+        for g in view.gpus
+        for i in g.instances
+        if g.index == gpu and i.placement == placement and i.owner
+    ]
     jobs = [
         f"job {a.job_id}"
         for a in view.slurm.allocations
@@ -112,7 +131,7 @@ def _who(view: NodeView, gpu: int, placement: object) -> str:
         if g.index == gpu and i.placement == placement
         for pid in i.pids
     ]
-    return ", ".join((*jobs, *pids)) or "somebody"
+    return ", ".join((*owners, *jobs, *pids)) or "somebody"
 
 
 def _refuse_unfit(view: NodeView, gpu: Gpu, part: LayoutChange) -> None:

@@ -23,6 +23,7 @@ from slurm_mig.config import NodeSettings
 from slurm_mig.core import slotmap
 from slurm_mig.core.codec import decode, encode
 from slurm_mig.core.model import Gpu, GpuChange, Instance, NodeChange, Placement, Slots
+from slurm_mig.core.ownership import Outside
 from slurm_mig.core.records import ManagedNode, NodeFacts
 from slurm_mig.errors import BusyError, ConfigError, GpuError, SlurmMigError
 from slurm_mig.gpuverbs import GpuVerbs
@@ -106,6 +107,10 @@ class NodeAgent:
             self._gpus.create(now.index, placement)
         if now.mig != before.mig and not before.mig:
             self._gpus.set_mode(now.index, on=False)
+
+    def own(self, outside: tuple[Outside, ...]) -> None:
+        """Remember what of this node is not Slurm's, for restore, check and export."""
+        self._record.save_gpus(self._gpus.inventory(), outside=outside)
 
     def prepare(self, slots: Slots) -> None:
         """Make the device nodes that are missing and write the slot map: all that slurmd and the
@@ -223,6 +228,7 @@ def serve(agent: NodeAgent, requests: Iterable[str], answers: TextIO) -> None:
     verbs: Verbs = {
         "observe": lambda _: agent.observe(),
         "reshape": lambda data: agent.reshape(decode(NodeChange, data, "change")),
+        "own": lambda data: agent.own(decode(tuple[Outside, ...], data, "outside")),
         "prepare": lambda data: agent.prepare(decode(Slots, data, "slots")),
         "publish": lambda data: agent.publish(decode(Slots, data, "slots")),
         "preregister": lambda data: agent.preregister(decode(Slots, data, "slots")),

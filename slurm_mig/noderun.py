@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from slurm_mig.core import publish, slots
+from slurm_mig.core import ownership, publish, slots
 from slurm_mig.core.model import Gpu, Instance, NodeChange, Slots, SlurmNode, is_filler
 from slurm_mig.core.records import ManagedNode, NodeFacts, Phase, Transaction
 from slurm_mig.core.transitions import Situation, Step
@@ -193,6 +193,7 @@ class NodeRun:
                 raise BusyError(
                     f"a coming reservation needs {device.placement} of GPU {device.gpu}"
                 )
+        self._refuse_foreign()
         self._arrange(node, _after(facts.gpus, self.transaction.change))
         self._journal(Phase.RESHAPED)
         self.touched = True
@@ -200,9 +201,20 @@ class NodeRun:
         self._facts = self._at.nodes.reshape(self.name, self.transaction.change)
         self.seen = replace(self.seen, reshaped=True)
 
+    def _refuse_foreign(self) -> None:
+        """No plan has what is not Slurm's; this is the last look."""
+        outside = self._managed().outside
+        single, whole = ownership.reserved(outside), ownership.given_away(outside)
+        for part in self.transaction.change.gpus:
+            gone = [(part.gpu, p) for p in part.destroyed]
+            owner = whole.get(part.gpu) or next((single[p] for p in gone if p in single), "")
+            if owner:
+                raise BusyError(f"GPU {part.gpu} of {self.name}: that is {owner}'s, not Slurm's")
+
     def _arrange(self, node: SlurmNode, gpus: Sequence[Gpu]) -> Slots:
         """The slots for these GPUs with every busy device at its index."""
         managed = self._managed()
+        gpus = ownership.stamped(gpus, managed.outside)
         total = len(managed.slots) - 1
         held = {(gpu.index, i.placement) for gpu in gpus for i in gpu.instances if i.pids}
         # The slots that slurmctld last confirmed: what a job's index means.
@@ -233,6 +245,8 @@ class NodeRun:
         """
         node, facts = self._current()
         new = self._arrange(node, facts.gpus)
+        if self._managed().outside:
+            self._at.nodes.own(self.name, self._managed().outside)
         self._at.nodes.prepare(self.name, new)
         self.transaction = replace(self.transaction, slots=new)
         self._journal(Phase.PUBLISHED)

@@ -14,6 +14,7 @@ from slurm_mig.core import (
     conditions,
     demand,
     monitoring,
+    ownership,
     pauses,
     policy,
     publish,
@@ -238,6 +239,11 @@ def _disagreement(managed: ManagedNode, shown: SlurmNode) -> str:
     transaction; empty when all is as it should be."""
     if orphaned(shown):
         return f"drained without a transaction: {shown.reason}"
+    whole, single = ownership.given_away(managed.outside), ownership.reserved(managed.outside)
+    for device in managed.slots:
+        if device.gpu in whole or device.key in single:
+            owner = whole.get(device.gpu) or single[device.gpu, device.placement]
+            return f"{device.type} of GPU {device.gpu} is published and is {owner}'s"
     wanted = slots.tally(managed.slots)
     if list(shown.gres.items()) != list(wanted.items()):
         return f"slurmctld shows Gres {_short(shown.gres)}, published was {_short(wanted)}"
@@ -255,7 +261,8 @@ def _view(
     """A node as all sources together show it, and whether it may be touched."""
     if shown is None:
         shown = SlurmNode(managed.name, frozenset({"UNKNOWN"}), "", {}, 0, 0, 0, 0, frozenset())
-    gpus = facts.gpus if isinstance(facts, NodeFacts) else ()
+    found = facts.gpus if isinstance(facts, NodeFacts) else ()
+    gpus = ownership.stamped(found, managed.outside)
     condition, note = _condition(managed, shown, facts, transaction, ours)
     if fault and condition in (NodeCondition.USABLE, NodeCondition.BROKEN):
         condition, note = NodeCondition.UNSUPPORTED, fault
@@ -263,7 +270,7 @@ def _view(
         shown = replace(shown, partitions=frozenset(managed.partitions))
     return NodeView(
         shown,
-        tuple(_with_profiles(gpu, managed) for gpu in gpus),
+        tuple(_with_profiles(gpu, managed) for gpu in gpus if not gpu.owner),
         managed.slots,
         condition,
         note,
@@ -271,6 +278,7 @@ def _view(
         managed.whole_types,
         managed.switchable,
         managed.withheld,
+        tuple(gpu for gpu in gpus if gpu.owner),
     )
 
 
@@ -326,17 +334,26 @@ def _stale(managed: ManagedNode, facts: NodeFacts) -> str:
 
 def _drift(managed: ManagedNode, facts: NodeFacts) -> str:
     """Instances that were changed by another hand: the node is left alone and says so."""
-    there = {(g.index, i.placement) for g in facts.gpus for i in g.instances}
+    whole, single = ownership.given_away(managed.outside), ownership.reserved(managed.outside)
+    there = {(g.index, i.placement) for g in facts.gpus for i in g.instances
+             if g.index not in whole}  # fmt: skip
     published = {(d.gpu, d.placement) for d in managed.slots if d.placement is not None}
     published |= {(w.gpu, p) for w in managed.withheld for p in w.placements}
+    published |= single.keys()
     if there != published:
-        lost = ", ".join(f"GPU {g} {p}" for g, p in sorted(published - there))
+        lost = ", ".join(
+            f"GPU {g} {p}{_whose(single.get((g, p), ''))}" for g, p in sorted(published - there)
+        )
         new = ", ".join(f"GPU {g} {p}" for g, p in sorted(there - published))
         return (
             f"MIG instances were changed by another hand: missing {lost or 'none'}, "
             f"unexpected {new or 'none'}"
         )
     return ""
+
+
+def _whose(owner: str) -> str:
+    return f" ({owner}'s)" if owner else ""
 
 
 def _short(gres: Mapping[str, int]) -> str:

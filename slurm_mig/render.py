@@ -94,7 +94,7 @@ def map_lines(view: NodeView, width: int) -> list[str]:
     note = f"  ({view.note})" if view.note else ""
     lines = [f"{view.name}  {state}{note}"]
     owners = _owners(view)
-    for gpu in view.gpus:
+    for gpu in view.all_gpus:
         boxes = list(_boxes(gpu, owners))
         slices = sum(size for size, _, _ in boxes)
         scale = max(MIN_SLICE, min(MAX_SLICE, (width - 9) // max(slices, 1)))
@@ -117,7 +117,7 @@ def _draw(boxes: Iterable[tuple[int, str]]) -> str:
 
 def _boxes(gpu: Gpu, owners: Mapping[Any, str]) -> Iterable[tuple[int, str, str]]:
     """(memory slices, name, who has it) from left to right; free room has the name `·`."""
-    if not gpu.mig:
+    if not gpu.mig or (gpu.owner and not gpu.instances):
         name = gpu.model.removeprefix("NVIDIA ")
         yield gpu.memory_slices or 8, name, owners.get((gpu.index, None), "free")
         return
@@ -181,6 +181,7 @@ def _node_json(view: NodeView) -> dict[str, Any]:
                 "uuid": gpu.uuid,
                 "mig": gpu.mig,
                 "memory_slices": gpu.memory_slices,
+                "outside": gpu.owner or None,
                 "instances": [
                     {
                         "profile": i.placement.profile,
@@ -189,12 +190,13 @@ def _node_json(view: NodeView) -> dict[str, Any]:
                         "uuid": i.uuid,
                         "index": index_of.get((gpu.index, i.placement)),
                         "owner": owners.get((gpu.index, i.placement), "free"),
+                        "outside": i.owner or None,
                         "withheld": (gpu.index, i.placement) in kept_back,
                     }
                     for i in gpu.instances
                 ],
             }
-            for gpu in view.gpus
+            for gpu in view.all_gpus
         ],
     }
 
@@ -282,6 +284,7 @@ def _change_lines(change: NodeChange, view: NodeView, width: int) -> list[str]:
         lines += [f"    + {p}" for p in part.created]
         if part.kept:
             lines.append(f"      kept: {counts(part.kept)}")
+        lines += _foreign_lines(view, part.gpu)
     for held in change.withheld:
         lines.append(f"  gpu{held.gpu} withheld: {counts(held.placements)}")
     if change.behind_fence:
@@ -291,6 +294,15 @@ def _change_lines(change: NodeChange, view: NodeView, width: int) -> list[str]:
     lines.append(f"  + Gres {_gres(slots.tally(change.slots))}")
     lines.append(f"  expected: about {expected_s(change, view):.0f} s")
     return lines
+
+
+def _foreign_lines(view: NodeView, index: int) -> Iterable[str]:
+    """What of the kept is not Slurm's."""
+    gpu = next(gpu for gpu in view.gpus if gpu.index == index)
+    owners = {i.owner for i in gpu.instances if i.owner}
+    for owner in sorted(owners):
+        theirs = counts(i.placement for i in gpu.instances if i.owner == owner)
+        yield f"      of it {owner}'s: {theirs}"
 
 
 def _mig(view: NodeView, index: int) -> bool:

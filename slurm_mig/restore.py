@@ -35,12 +35,14 @@ class Restorer:
     def restore(self, record: Recorded) -> list[str]:
         """One sentence for each GPU. Raises LeftOverError after all was tried."""
         there = {gpu.uuid: gpu for gpu in self.gpus.inventory()}
-        said, failed = [], []
+        said: list[str] = []
+        failed: list[str] = []
         for was in record.gpus:
             try:
                 said.append(self._restore_gpu(was, there.get(was.uuid)))
             except SlurmMigError as error:
-                failed.append(error.args[0])
+                # slurmd need not wait for what is not Slurm's.
+                (said if was.owner else failed).append(error.args[0])
         if not failed and record.slots and self.prepare:
             self.prepare(record.slots)
             failed += self._moved(record.slots)
@@ -57,6 +59,8 @@ class Restorer:
                 f"{was.model} {was.uuid} is not there any more",
                 hint="If the GPU was taken out or replaced, apply a layout again.",
             )
+        if was.owner and (now.instances or now.pids):
+            return f"GPU {now.index}: left to {was.owner}, {len(now.instances)} instances"
         cuts = frozenset(Cut(c.placement, _mended(c.split)) for c in was.cuts)
         wanted = Wanted(mig=was.mig, cuts=cuts if was.mig else frozenset())
         applied = Relayout(self.gpus).apply({now.index: wanted})

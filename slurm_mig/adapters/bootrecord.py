@@ -16,6 +16,7 @@ from slurm_mig.adapters.atomic import write_atomic
 from slurm_mig.core.codec import decode, encode
 from slurm_mig.core.layouts import Cut, cuts_of
 from slurm_mig.core.model import Gpu, Slots
+from slurm_mig.core.ownership import Outside, given_away
 from slurm_mig.errors import ConfigError
 
 
@@ -27,6 +28,8 @@ class RecordedGpu:
     model: str
     mig: bool
     cuts: tuple[Cut, ...] = ()
+    owner: str = ""
+    """Who has all of it instead of Slurm."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Recorded:
 
     gpus: tuple[RecordedGpu, ...] = ()
     slots: Slots = field(default=())
+    outside: tuple[Outside, ...] = ()
+    """What of the node is not Slurm's."""
 
 
 class BootRecord:
@@ -56,14 +61,36 @@ class BootRecord:
             ) from error
         return decode(Recorded, data, str(self.path))
 
-    def save_gpus(self, gpus: Sequence[Gpu], slots: Slots | None = None) -> None:
-        """Remember these GPUs as they are now; slots that are not given stay as recorded."""
-        before = self.load() if slots is None else None
-        kept = slots if slots is not None else before.slots if before else ()
+    def _before(self, *, needed: bool) -> Recorded:
+        """What is recorded. A damaged record is in the way only of who needs what it had."""
+        try:
+            return self.load() or Recorded()
+        except ConfigError:
+            if needed:
+                raise
+            return Recorded()
+
+    def save_gpus(
+        self,
+        gpus: Sequence[Gpu],
+        slots: Slots | None = None,
+        outside: tuple[Outside, ...] | None = None,
+    ) -> None:
+        """Remember these GPUs as they are now; what is not given stays as recorded."""
+        before = self._before(needed=slots is None and outside is None)
+        others = before.outside if outside is None else outside
+        owners = given_away(others)
         recorded = tuple(
-            RecordedGpu(gpu.uuid, gpu.model, gpu.mig, tuple(sorted(cuts_of(gpu))))
+            RecordedGpu(
+                gpu.uuid,
+                gpu.model,
+                gpu.mig,
+                tuple(sorted(cuts_of(gpu))),
+                owners.get(gpu.index, ""),
+            )
             for gpu in gpus
             if gpu.mig_capable
         )
+        record = Recorded(recorded, before.slots if slots is None else slots, others)
         self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        write_atomic(self.path, json.dumps(encode(Recorded(recorded, kept)), indent=1) + "\n")
+        write_atomic(self.path, json.dumps(encode(record), indent=1) + "\n")

@@ -277,6 +277,7 @@ class NvmlGpus:
             pids=tuple(pid for pid, _, _ in running),
             instance_minors=instance_minors,
             spare_minors=spare,
+            pci=text(pynvml.nvmlDeviceGetPciInfo(device).busId),
         )
         if not current:
             return gpu

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 from slurm_mig import errors
 from slurm_mig.core.codec import decode, encode
 from slurm_mig.core.model import NodeChange, Slots
+from slurm_mig.core.ownership import Outside
 from slurm_mig.core.records import ManagedNode, NodeFacts
 from slurm_mig.errors import ConfigError, GpuError, SlurmMigError, UnreachableError
 
@@ -226,6 +227,9 @@ class RemoteNodes(Remote):
 
     def reshape(self, name: str, change: NodeChange) -> NodeFacts:
         return decode(NodeFacts, self._call(name, "reshape", encode(change)), name)
+
+    def own(self, name: str, outside: Sequence[Outside]) -> None:
+        self._call(name, "own", encode(list(outside)))
 
     def prepare(self, name: str, slots: Slots) -> None:
         self._call(name, "prepare", encode(slots))

@@ -109,7 +109,7 @@ class NodeDraft:
     def fixed(self, gpu: Gpu) -> Layout:
         """Placements of the GPU that nothing may destroy."""
         keep = self.busy_places | self.claimed | self.promised
-        return frozenset(p for p in self.target(gpu) if (gpu.index, p) in keep)
+        return gpu.foreign | {p for p in self.target(gpu) if (gpu.index, p) in keep}
 
     def may_be_cut(self, gpu: Gpu) -> bool:
         """The GPU has instances, or can have them some time."""
@@ -118,7 +118,7 @@ class NodeDraft:
     def may_switch(self, gpu: Gpu) -> bool:
         """Nothing on the GPU is used, claimed or promised, and the site lets its mode change."""
         used = self.busy_places | self.claimed | self.promised
-        idle = not gpu.pids and all(g != gpu.index for g, _ in used)
+        idle = not (gpu.pids or gpu.foreign) and all(g != gpu.index for g, _ in used)
         return idle and gpu.index in self.view.switchable
 
     def set_mode(self, gpu: Gpu, *, mig: bool) -> None:
@@ -150,7 +150,7 @@ class NodeDraft:
                 if (gpu.index, None) not in busy:
                     yield self._whole(gpu)
                 continue
-            for placement in sorted(self.target(gpu)):
+            for placement in sorted(self.target(gpu) - gpu.foreign):
                 place = (gpu.index, placement)
                 if place not in busy and place not in self.withheld:
                     yield slots.planned_device(*place)

@@ -85,6 +85,15 @@ def ways_to_add(gpu: Gpu, fixed: Layout, wanted: Mapping[str, int]) -> Iterator[
     return place(0, ())
 
 
+def most(gpu: Gpu, profile: Profile, fixed: Layout) -> int:
+    """The most instances of one profile that the GPU can hold beside `fixed`."""
+    added: list[Placement] = []
+    for placement in placements_of(profile):
+        if fits(gpu, (*fixed, *added, placement)):
+            added.append(placement)
+    return len(added)
+
+
 def fill(gpu: Gpu, kept: Layout, wanted: Iterable[Placement]) -> Layout:
     """The placements of `wanted` (a baseline, say) that still fit beside `kept`, in order."""
     added: list[Placement] = []

@@ -101,6 +101,8 @@ class Instance:
     pids: tuple[int, ...] = ()
     compute_instances: int = 1
     computes: tuple[ComputeInstance, ...] = ()
+    owner: str = ""
+    """Who has it instead of Slurm (core/ownership.py); empty: it is Slurm's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,10 @@ class Gpu:
     """Capability minors of every GPU instance that this GPU could have."""
     spare_minors: tuple[int, ...] = ()
     """Capability minors that no instance ever uses: one per slot, for the fillers."""
+    pci: str = ""
+    """PCI address as NVML writes it, `00000000:07:00.0`."""
+    owner: str = ""
+    """Who has all of it instead of Slurm; empty: Slurm, but for instances with an owner."""
 
     @property
     def compute_slices(self) -> int:
@@ -144,6 +150,11 @@ class Gpu:
     @property
     def layout(self) -> Layout:
         return frozenset(i.placement for i in self.instances)
+
+    @property
+    def foreign(self) -> Layout:
+        """Placements of instances that are not Slurm's: nothing may destroy or offer them."""
+        return frozenset(i.placement for i in self.instances if i.owner)
 
     def profile(self, name: str) -> Profile | None:
         return next((p for p in self.profiles if p.name == name), None)
@@ -296,10 +307,17 @@ class NodeView:
     """GPUs whose MIG mode the site lets us change while they are idle."""
     withheld: tuple[Withholding, ...] = ()
     """What is there but published as fillers."""
+    outside: tuple[Gpu, ...] = ()
+    """GPUs that are somebody else's as a whole; `gpus` has the others."""
 
     @property
     def name(self) -> str:
         return self.slurm.name
+
+    @property
+    def all_gpus(self) -> list[Gpu]:
+        """Slurm's and the others', by index."""
+        return sorted((*self.gpus, *self.outside), key=lambda gpu: gpu.index)
 
     @property
     def held(self) -> frozenset[int]:

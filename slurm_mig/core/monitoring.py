@@ -114,6 +114,7 @@ def afterwards(view: NodeView, node: ManagedNode, under_way: Transaction | None)
         view = replace(view, condition=NodeCondition.OURS, note=under_way.note)
     there = {d.key: d.uuid for d in node.slots if not is_filler(d.type)}
     there |= {(w.gpu, p): "" for w in node.withheld for p in w.placements}
+    there |= {(gpu.index, p): "" for gpu in view.gpus for p in gpu.foreign}
     gpus = tuple(_with(gpu, there) for gpu in view.gpus)
     return replace(view, slots=node.slots, gpus=gpus, withheld=node.withheld)
 
@@ -183,13 +184,14 @@ def _with_transaction(known: Counters, done: Transaction) -> Counters:
 
 def owners(view: NodeView) -> dict[Place, tuple[str, str]]:
     """State and holder of every device that is no filler: `allocated` (a job, by Slurm's word),
-    `held` (a process without one, by NVML's), `withheld` (for a waiting job) or `free`."""
+    `held` (a process without one, by NVML's), `withheld` (for a waiting job), `outside` (not
+    Slurm's, by the site's word) or `free`."""
     found: dict[Place, tuple[str, str]] = {}
-    for gpu in view.gpus:
+    for gpu in view.all_gpus:
         if not gpu.mig:
-            found[(gpu.index, None)] = _held(gpu.pids)
+            found[(gpu.index, None)] = _held(gpu.pids, gpu.owner)
         for instance in gpu.instances:
-            found[(gpu.index, instance.placement)] = _held(instance.pids)
+            found[(gpu.index, instance.placement)] = _held(instance.pids, instance.owner)
     for part in view.withheld:
         jobs = ", ".join(map(str, part.jobs))
         found.update({(part.gpu, p): ("withheld", f"for job {jobs}") for p in part.placements})
@@ -201,7 +203,9 @@ def owners(view: NodeView) -> dict[Place, tuple[str, str]]:
     return found
 
 
-def _held(pids: Sequence[int]) -> tuple[str, str]:
+def _held(pids: Sequence[int], owner: str) -> tuple[str, str]:
+    if owner:
+        return ("outside", owner)
     return ("held", f"pid {pids[0]}") if pids else ("free", "")
 
 
@@ -209,7 +213,7 @@ def instances(views: Iterable[NodeView]) -> Counter[tuple[str, str, str]]:
     """How many devices there are, by node, profile (or a whole GPU's type) and state."""
     count: Counter[tuple[str, str, str]] = Counter()
     for view in views:
-        if not view.gpus:
+        if not view.all_gpus:
             # The node does not answer: what was last published of it.
             types = [d.type for d in view.slots if not is_filler(d.type)]
             count.update((view.name, profile, "unknown") for profile in types)

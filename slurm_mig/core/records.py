@@ -19,6 +19,7 @@ from slurm_mig.core.model import (
     Withholding,
     is_filler,
 )
+from slurm_mig.core.ownership import Outside
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class ManagedNode:
     Flags=explicit."""
     most: Mapping[str, int] = field(default_factory=dict)
     """The most devices of each possible type that the node can have at once."""
+    outside: tuple[Outside, ...] = ()
+    """What of its GPUs is not Slurm's."""
 
     @property
     def baselines(self) -> dict[int, Layout]:

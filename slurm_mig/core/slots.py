@@ -155,11 +155,16 @@ def _extend_hulls(
 
 
 def devices_of(gpu: Gpu, whole_type: str) -> list[Device]:
-    """The devices that a GPU offers now: one per instance, or itself when MIG is off."""
+    """The devices that a GPU offers Slurm now: one per instance, or itself when MIG is off; none
+    that has another owner."""
+    if gpu.owner:
+        return []
     if not gpu.mig:
         return [Device(whole_type, (gpu.file,), gpu.uuid, gpu.index)]
     return [
-        Device(i.placement.profile, i.files, i.uuid, gpu.index, i.placement) for i in gpu.instances
+        Device(i.placement.profile, i.files, i.uuid, gpu.index, i.placement)
+        for i in gpu.instances
+        if not i.owner
     ]
 
 

@@ -96,12 +96,13 @@ def _view(view: NodeView, names: _Names) -> NodeView:
         note="" if not view.note else view.condition.value,
         gpus=tuple(_gpu(gpu) for gpu in view.gpus),
         slots=tuple(_without_uuid(device) for device in view.slots),
+        outside=tuple(_gpu(gpu) for gpu in view.outside),
     )
 
 
 def _gpu(gpu: Gpu) -> Gpu:
     instances = tuple(replace(i, uuid="") for i in gpu.instances)
-    return replace(gpu, uuid=f"GPU-{gpu.index}", instances=instances)
+    return replace(gpu, uuid=f"GPU-{gpu.index}", pci="", instances=instances)
 
 
 def _without_uuid(device: Device) -> Device:

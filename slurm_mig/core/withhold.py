@@ -60,8 +60,8 @@ class _Part:
     """Empty: the GPU becomes a whole one."""
     blocking: Mapping[Placement, Allocation]
     idle: frozenset[Placement]
-    claimed: bool
-    """A job of higher priority is about to take some of it."""
+    claimed: frozenset[Placement]
+    """Idle ones there that a job of higher priority is about to take."""
     known: bool
     """Instances are withheld there for this job already."""
 
@@ -113,7 +113,7 @@ def _parts(goal: Goal, gres_type: str, request: JobRequest) -> Iterator[_Part]:
             continue
         known = any(w.gpu == gpu.index and request.job_id in w.jobs for w in draft.view.withheld)
         promised = {p for g, p in draft.promised if g == gpu.index}
-        kept = (promised - holders.keys()) | frozenset(chosen)
+        kept = (promised - holders.keys()) | frozenset(chosen) | gpu.foreign
         for added in _placements(draft, gpu, gres_type, frozenset(kept)):
             part = _part(draft, gpu, added, holders, known=known)
             yield part
@@ -142,12 +142,12 @@ def _part(
     blocking = {p: a for p, a in holders.items() if p in near}
     # Instances elsewhere on the GPU may use compute slices that the new one needs.
     others = frozenset(holders.keys() - near)
-    if added and not geometry.fits(gpu, others | added):
+    if added and not geometry.fits(gpu, others | added | gpu.foreign):
         blocking = dict(holders)
-    claimed = {p for p in near - holders.keys() if (gpu.index, p) in draft.claimed}
+    claimed = frozenset(p for p in near - holders.keys() if (gpu.index, p) in draft.claimed)
     promised = {p for g, p in draft.promised if g == gpu.index}
     idle = frozenset(near - holders.keys() - claimed - promised)
-    return _Part(gpu, added, blocking, idle, bool(claimed), known)
+    return _Part(gpu, added, blocking, idle, claimed, known)
 
 
 def _withhold(draft: NodeDraft, part: _Part, request: JobRequest) -> None:
@@ -191,7 +191,7 @@ def _first(parts: list[_Part]) -> list[_Part]:
 def _fenced(draft: NodeDraft, gpu: Gpu, parts: list[_Part]) -> GpuChange:
     mine = [part for part in parts if part.gpu.index == gpu.index]
     added = frozenset(a for part in mine for a in part.added)
-    going = {p for part in mine for p in (*part.idle, *part.blocking)}
+    going = {p for part in mine for p in (*part.idle, *part.blocking, *part.claimed)}
     kept = gpu.layout - going
     return GpuChange(
         gpu.index,

@@ -59,6 +59,8 @@ class Draft:
     """What of the target's new instances a waiting job will have."""
     withheld: int = 0
     """Idle, there, and not offered: offered again, it serves whoever fits."""
+    foreign: int = 0
+    """Not Slurm's: among the busy, and never a device."""
 
     @property
     def fixed(self) -> int:
@@ -293,7 +295,7 @@ class Node:
     def _devices(self) -> Iterator[Device]:
         for draft in self.drafts:
             if draft.mig_after:
-                for number in draft.shape.numbers(draft.after):
+                for number in draft.shape.numbers(draft.after & ~draft.foreign):
                     yield slots.planned_device(draft.gpu.index, draft.shape.placements[number])
             else:
                 yield Device(draft.whole_type, (), "", draft.gpu.index)
@@ -394,11 +396,13 @@ class Fleet:
 
     def _draft(self, gpu: Gpu, view: NodeView, baseline: Layout | None, frozen: str) -> Draft:
         shape = self._shape(gpu.profiles)
+        foreign = shape.code(gpu.foreign)
         return Draft(
             gpu,
             shape,
-            idle=shape.code(i.placement for i in gpu.instances if not i.pids),
-            busy=shape.code(i.placement for i in gpu.instances if i.pids),
+            idle=shape.code(i.placement for i in gpu.instances if not i.pids) & ~foreign,
+            busy=shape.code(i.placement for i in gpu.instances if i.pids) | foreign,
+            foreign=foreign,
             baseline=shape.code(p for p in baseline or () if p in shape.bit),
             whole_type=view.whole_types.get(gpu.index, _whole_type(gpu, view)),
             whole_busy=not gpu.mig and bool(gpu.pids),

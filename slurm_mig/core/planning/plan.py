@@ -331,11 +331,11 @@ class _Planning:
                 continue
             trial = draft.copy()
             for mine in node.drafts:
-                idle = mine.gpu.mig and not mine.fixed and not mine.frozen
+                idle = mine.gpu.mig and not mine.fixed & ~mine.foreign and not mine.frozen
                 wanted = draft.baseline.get(mine.gpu.index)
                 if idle and wanted and (node.name, mine.gpu.index) in self._rules.to_baseline:
                     index, layout = mine.gpu.index, mine.gpu.layout
-                    trial.destroyed |= {(index, p) for p in layout - wanted}
+                    trial.destroyed |= {(index, p) for p in layout - wanted - mine.gpu.foreign}
                     trial.created |= {(index, p) for p in wanted - layout}
             try:
                 trial.arranged()
