@@ -204,12 +204,10 @@ class NodeRun:
     def _refuse_foreign(self) -> None:
         """No plan has what is not Slurm's; this is the last look."""
         outside = self._managed().outside
-        single, whole = ownership.reserved(outside), ownership.given_away(outside)
         for part in self.transaction.change.gpus:
-            gone = [(part.gpu, p) for p in part.destroyed]
-            owner = whole.get(part.gpu) or next((single[p] for p in gone if p in single), "")
-            if owner:
-                raise BusyError(f"GPU {part.gpu} of {self.name}: that is {owner}'s, not Slurm's")
+            for placement in (None, *part.destroyed):
+                if owner := ownership.owner_of(outside, part.gpu, placement):
+                    raise BusyError(f"GPU {part.gpu} of {self.name} has {owner}'s in the way")
 
     def _arrange(self, node: SlurmNode, gpus: Sequence[Gpu]) -> Slots:
         """The slots for these GPUs with every busy device at its index."""

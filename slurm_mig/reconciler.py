@@ -239,10 +239,8 @@ def _disagreement(managed: ManagedNode, shown: SlurmNode) -> str:
     transaction; empty when all is as it should be."""
     if orphaned(shown):
         return f"drained without a transaction: {shown.reason}"
-    whole, single = ownership.given_away(managed.outside), ownership.reserved(managed.outside)
     for device in managed.slots:
-        if device.gpu in whole or device.key in single:
-            owner = whole.get(device.gpu) or single[device.gpu, device.placement]
+        if owner := ownership.owner_of(managed.outside, device.gpu, device.placement):
             return f"{device.type} of GPU {device.gpu} is published and is {owner}'s"
     wanted = slots.tally(managed.slots)
     if list(shown.gres.items()) != list(wanted.items()):

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from slurm_mig.core.model import Gpu, Place, Placement
+from slurm_mig.core.model import Gpu, Placement
 from slurm_mig.errors import ConfigError
 
 
@@ -121,9 +121,15 @@ def _stamped(gpu: Gpu, parts: Sequence[Outside]) -> Gpu:
     return replace(gpu, owner=whole, instances=instances) if parts else gpu
 
 
-def reserved(outside: Iterable[Outside]) -> dict[Place, str]:
+def reserved(outside: Iterable[Outside]) -> dict[tuple[int, Placement], str]:
     """The owner of each single instance that is not Slurm's, whether it is there or not."""
     return {(o.gpu, p): o.owner for o in outside for p in o.placements}
+
+
+def owner_of(outside: Sequence[Outside], gpu: int, placement: Placement | None) -> str:
+    """Who has the device instead of Slurm; empty: nobody."""
+    parts = (o for o in outside if o.gpu == gpu)
+    return next((o.owner for o in parts if not o.placements or placement in o.placements), "")
 
 
 def given_away(outside: Iterable[Outside]) -> dict[int, str]:

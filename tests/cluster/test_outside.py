@@ -79,7 +79,9 @@ def shared() -> Iterator[Shared]:
         made = Shared(cluster, {}, (), refused)
         made.before = made.outside()
         assert len(made.before) == 9, made.before
-        made.pids = tuple(computing(cluster, made.devices()[place][0]) for place in ((0, 5), (1, 0)))
+        made.pids = tuple(
+            computing(cluster, made.devices()[place][0]) for place in ((0, 5), (1, 0))
+        )
         yield made
 
 

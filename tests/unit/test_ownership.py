@@ -88,7 +88,9 @@ def test_a_plan_goes_around_what_is_not_slurms() -> None:
     assert not {d.placement for d in change.slots} & view.gpus[0].foreign
     for profile in ("7g.40gb", "4g.20gb"):
         made = plan([view], [job(1, {profile: 1}), job(2, {profile: 1})])
-        assert not any(view.gpus[0].foreign & set(p.destroyed) for c in made.changes for p in c.gpus)
+        assert not any(
+            view.gpus[0].foreign & set(p.destroyed) for c in made.changes for p in c.gpus
+        )
 
 
 def test_a_gpu_with_an_instance_of_others_keeps_its_mode() -> None:
