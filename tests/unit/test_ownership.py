@@ -1,4 +1,4 @@
-"""What a site gives to others than Slurm: what it means on a node, and that nobody plans with it."""
+"""What a site gives to others than Slurm: what it means on a node; nobody plans with it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def test_claims_are_settled_on_what_is_there() -> None:
         ([Claim("k", ("0",)), Claim("c", ("0",), TWO)], "GPU 0 is given to k and to c"),
         ([Claim("k", ("0",), TWO), Claim("c", ("0",))], "GPU 0 is given to k and to c"),
         ([Claim("k", ("0",), {"1g.5gb": 7}), Claim("c", ("0",), TWO)], "c should have 2 1g.5gb"),
-        ([Claim("k", ("0",), TWO), Claim("c", ("0",), {}, ("1g.5gb@6",))], "1g.5gb@6 is given twice"),
+        ([Claim("k", ("0",), TWO), Claim("c", ("0",), {}, ("1g.5gb@6",))],
+         "1g.5gb@6 is given twice"),
     ],
 )  # fmt: skip
 def test_claims_that_cannot_be(claims: list[Claim], fault: str) -> None:
@@ -101,7 +102,7 @@ def test_a_gpu_with_an_instance_of_others_keeps_its_mode() -> None:
 
 def test_apply_names_the_owner() -> None:
     view = shared()
-    with pytest.raises(BusyError, match="1g.5gb@5 of GPU 0 is held by containers"):
+    with pytest.raises(BusyError, match=r"1g.5gb@5 of GPU 0 is held by containers"):
         planned(view, {0: Wanted(devices={"7g.40gb": 1})})
     with pytest.raises(SlurmMigError, match="GPU 1 is kubernetes's, not Slurm's; nothing was tou"):
         planned(view, {1: Wanted(mig=False)})
