@@ -93,10 +93,7 @@ def back_to_the_first(cluster: ManagedCluster) -> None:
     cluster.wait_for(lambda: in_charge(cluster) == "head", 60, "the first one to be in charge")
     # It may have refused the node's registration as a standby: then no step starts there until the
     # next one (docs/facts.md).
-    cluster.sh(f"kill -HUP {cluster.pid('slurmd', NODE)}")
-    cluster.wait_for(
-        lambda: "NOT_RESPONDING" not in cluster.node(NODE)["State"], 60, f"{NODE} to respond"
-    )
+    cluster.register(NODE)
 
 
 def test_our_files_are_on_both_hosts_before_the_release(two: ManagedCluster) -> None:

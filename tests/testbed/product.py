@@ -69,8 +69,12 @@ class ManagedCluster(Cluster):
         return self
 
     def slurm_mig(self, *words: str, check: bool = True) -> CompletedProcess[str]:
-        """Run slurm-mig on the head."""
-        return self.run("slurm-mig", *words, check=check, timeout=120)
+        """Run slurm-mig on the head. Raises with its output and the daemons' logs when it fails."""
+        done = self.run("slurm-mig", *words, check=False, timeout=120)
+        if check and done.returncode:
+            said = f"{done.stdout}{done.stderr}\n{self.logs()}"
+            raise RuntimeError(f"slurm-mig {' '.join(words)} exited {done.returncode}\n{said}")
+        return done
 
     def enrol(self) -> None:
         """Take every node into care."""
