@@ -123,12 +123,14 @@ class Slurmd:
         command; one that does not follow by the deadline is killed first (steps live on in
         slurmstepd), unless that would lose something: UnreachableError.
         """
+        asked = _now_ticks()
         old = self.pid()
-        if old and _wait(lambda: int(_minds_sighup(old)), self._deadline_s):
-            os.kill(old, signal.SIGHUP)
-            new = _wait(lambda: self._changed(old), self._deadline_s)
-            if new:
+        while new := self._follows_sighup(old):
+            if _started_ticks(new) >= asked:
                 return new
+            # Somebody had told the old one before us, and it took its time: this one was already on
+            # its way and may have read the files as they were then; our signal went unheard.
+            old = new
         if _alive(old):
             if loss := self._lost_if_killed():
                 raise UnreachableError(
@@ -139,6 +141,14 @@ class Slurmd:
             os.kill(old, signal.SIGKILL)
             _wait(lambda: int(not _alive(old)), self._deadline_s)
         return self.restart()
+
+    def _follows_sighup(self, old: int) -> int:
+        """The pid of the slurmd that takes the place of `old` when told to; 0 for none in time."""
+        if not old or not _wait(lambda: int(_minds_sighup(old)), self._deadline_s):
+            return 0
+        with suppress(ProcessLookupError):
+            os.kill(old, signal.SIGHUP)
+        return _wait(lambda: self._changed(old), self._deadline_s)
 
     def follow(self, old: int) -> int:
         """Wait until slurmctld has had slurmd start anew (a reconfigure); returns the new pid.
@@ -223,6 +233,19 @@ def _alive(pid: int) -> bool:
     except (OSError, IndexError):
         return False
     return pid > 0 and state != "Z"
+
+
+def _now_ticks() -> int:
+    """Now, as /proc counts the start of processes."""
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
+
+
+def _started_ticks(pid: int) -> int:
+    """When the process started, in clock ticks since the boot; 0 for one that is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, IndexError):
+        return 0
 
 
 def _other_programs(parent: int) -> Iterator[str]:

@@ -70,8 +70,9 @@ def until_served(cluster: ManagedCluster, job: int, host: str | None) -> None:
 
 
 def state_is_saved(cluster: ManagedCluster) -> None:
-    """slurmctld writes its state some seconds after a change: killed before, or followed by one that
-    reads too early, it forgets the newest jobs. A job that is held is the change that is waited for."""
+    """slurmctld writes its state some seconds after a change: killed before, or followed by one
+    that reads too early, it forgets the newest jobs. A job that is held is the change waited for.
+    """
     now = float(cluster.sh("date +%s.%N"))
     mark = cluster.submit("true", "--hold")
     cluster.wait_for(

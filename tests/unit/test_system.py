@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -100,6 +101,52 @@ def test_a_slurmd_that_hangs_is_killed(
     with pytest.raises(UnreachableError, match="not up"):
         slurmd.reload()
     assert process.wait() == -signal.SIGKILL
+
+
+RELOADING = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+here, takes_over_after = Path(sys.argv[1]), float(sys.argv[2])
+time.sleep(takes_over_after)
+old = here / "slurmd.pid"
+before = int(old.read_text()) if old.exists() else 0
+asked = []
+signal.signal(signal.SIGHUP, lambda *_: asked.append(1))
+old.write_text(str(os.getpid()))
+if before:
+    os.kill(before, signal.SIGKILL)
+while not asked:
+    time.sleep(0.01)
+child = subprocess.Popen([sys.executable, *sys.orig_argv[1:3], here, "0.5"], start_new_session=True)
+(here / "child").write_text(str(child.pid))
+child.wait()
+"""
+
+
+def test_a_slurmd_that_was_told_to_reload_before_is_told_again(tmp_path: Path) -> None:
+    """A reload of somebody else's, under way: its slurmd may have read the files as they were."""
+    pid_file, child = tmp_path / "slurmd.pid", tmp_path / "child"
+    first = subprocess.Popen(
+        [sys.executable, "-c", RELOADING, tmp_path, "0"], start_new_session=True
+    )
+    slurmd = system.Slurmd(str(pid_file), ["/bin/false"], deadline_s=10)
+    try:
+        until(lambda: slurmd.pid() == first.pid)
+        os.kill(first.pid, signal.SIGHUP)
+        until(lambda: child.exists() and child.read_text() != "")
+        on_its_way = int(child.read_text())
+        time.sleep(0.05)  # the kernel counts starts in hundredths of a second
+        assert slurmd.reload() not in (first.pid, on_its_way)
+    finally:
+        os.kill(slurmd.pid(), signal.SIGKILL)
+        first.wait()
+
+
+def until(ready: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not ready():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def program(name: str) -> str:
