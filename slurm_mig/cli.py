@@ -24,6 +24,7 @@ from slurm_mig.commands.install import install, uninstall
 from slurm_mig.commands.metrics import metrics
 from slurm_mig.commands.options import CONFIG_OPTION, JSON_OPTION
 from slurm_mig.commands.pause import pause, resume
+from slurm_mig.commands.report import report
 from slurm_mig.commands.snapshot import record
 from slurm_mig.commands.undo import undo
 from slurm_mig.errors import Exit, SlurmMigError
@@ -139,6 +140,7 @@ def _show_plan(wanted: Plan, views: Sequence[NodeView], *, as_json: bool) -> Non
 def status(config_path: Path, as_json: bool) -> None:  # noqa: FBT001
     """Draw every managed GPU's instances, who has them, what waits and why."""
     from slurm_mig import render
+    from slurm_mig.core.demand import why
 
     assembly = _assembly(config_path)
     with assembly.nodes:
@@ -146,7 +148,7 @@ def status(config_path: Path, as_json: bool) -> None:  # noqa: FBT001
         seen = reconciler.observe()
         reasons = {r.job_id: r.reason for r in reconciler.plan(seen).refusals}
     report, pauses = assembly.store.report(), assembly.store.pauses()
-    waiting = [(r, _why(r.job_id, r.reason, reasons)) for r in seen.requests]
+    waiting = [(r, why(r, reasons)) for r in seen.requests]
     transactions = [t for t in seen.transactions.values() if t.is_open]
     if as_json:
         shown = render.status_json(
@@ -169,18 +171,6 @@ def status(config_path: Path, as_json: bool) -> None:  # noqa: FBT001
         ),
         nl=False,
     )
-
-
-def _why(job_id: int, slurm_reason: str, refusals: dict[int, str]) -> str:
-    from slurm_mig.core.demand import NOT_LOOKED_AT, WAITS_FOR_RESOURCES
-
-    if job_id in refusals:
-        return refusals[job_id]
-    if slurm_reason == NOT_LOOKED_AT:
-        return "Slurm's scheduler has not looked at it yet"
-    if slurm_reason not in WAITS_FOR_RESOURCES:
-        return f"waits for something else than resources: {slurm_reason}"
-    return "will be served: its instance is there, or the next cycle makes it"
 
 
 def _names(nodes: tuple[str, ...]) -> list[str]:
@@ -302,6 +292,7 @@ main.add_command(resume)
 main.add_command(history)
 main.add_command(undo)
 main.add_command(metrics)
+main.add_command(report)
 for verb in gpus.VERBS:
     main.add_command(verb)
 

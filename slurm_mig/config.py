@@ -314,6 +314,9 @@ class MonitoringSettings:
     """What each cycle leaves for others to read."""
 
     metrics_file: MaybePath = ""
+    report_file: MaybePath = ""
+    report_interval_s: Seconds = 30.0
+    report_hours: Annotated[float, _above_zero(8784)] = 24.0
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ no cycle fails for it.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ class Monitor:
         counters = monitoring.counted(known, cycle, done, at)
         self.store.save_counters(counters)
         self._write(self.settings.metrics_file, lambda: metrics(cycle, counters))
+        if self._is_due(self.settings.report_file, cycle.report.time):
+            self._write(self.settings.report_file, lambda: self._report(cycle))
 
     def failed(self, error: SlurmMigError) -> None:
         """A cycle was stopped by an error."""
@@ -46,6 +49,28 @@ class Monitor:
     @property
     def counters(self) -> Counters:
         return self.store.counters() or Counters()
+
+    def _is_due(self, path: str, now: float) -> bool:
+        """Is the report older than its interval?"""
+        try:
+            return bool(path) and now - os.stat(path).st_mtime >= self.settings.report_interval_s
+        except OSError:
+            return True
+
+    def _report(self, cycle: Ended) -> str:
+        from slurm_mig.report.page import Picture, html
+
+        history, settings = list(self.store.history.entries()), self.settings
+        return html(
+            Picture(
+                cycle,
+                history,
+                cycle.report.time,
+                settings.report_hours,
+                settings.report_interval_s,
+                self.store.pauses(),
+            )
+        )
 
     def _write(self, path: str, text: Callable[[], str]) -> None:
         if not path:

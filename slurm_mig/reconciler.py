@@ -116,6 +116,18 @@ class Reconciler:
         self._ended(self.afterwards(seen, plan, report, before))
         return report
 
+    def look(self) -> monitoring.Ended:
+        """The cluster as it is now, for monitoring: as if a cycle had ended that did nothing."""
+        seen = self.observe()
+        plan = self.plan(seen)
+        last = self._store.report() or CycleReport(0.0, "")
+        now = self._clock.now()
+        refusals = {r.job_id: r.reason for r in plan.refusals}
+        since = {job: last.unserved_since.get(job, now) for job in refusals}
+        return self.afterwards(
+            seen, plan, replace(last, refusals=refusals, unserved_since=since), last
+        )
+
     def afterwards(
         self, seen: Observation, plan: Plan, report: CycleReport, before: CycleReport | None = None
     ) -> monitoring.Ended:

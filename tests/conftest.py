@@ -19,3 +19,4 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=10,
         help="How many jobs the mixed queue has; from 60 on, static layouts are compared too.",
     )
+    parser.addoption("--screenshots", help="Keep the report's screenshots in this folder.")

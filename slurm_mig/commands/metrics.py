@@ -18,15 +18,9 @@ def metrics(config_path: Path) -> None:
     A cycle writes the same to monitoring.metrics_file. Changes nothing.
     """
     from slurm_mig.assembly import Assembly
-    from slurm_mig.core.monitoring import Ended
-    from slurm_mig.core.records import CycleReport
     from slurm_mig.monitor import metrics as text
 
     assembly = Assembly.of(config.load(config_path))
     with assembly.nodes:
-        reconciler = assembly.reconciler()
-        seen = reconciler.observe()
-        plan = reconciler.plan(seen)
-    report = assembly.store.report() or CycleReport(0.0, "")
-    cycle: Ended = reconciler.afterwards(seen, plan, report)
-    click.echo(text(cycle, assembly.monitor.counters), nl=False)
+        now = assembly.reconciler().look()
+    click.echo(text(now, assembly.monitor.counters), nl=False)

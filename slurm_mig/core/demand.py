@@ -198,3 +198,14 @@ def whole_jobs(
         if not new:
             return replace(made, refusals=(*made.refusals, *halves.values()))
         halves |= new
+
+
+def why(request: JobRequest, refusals: Mapping[int, str]) -> str:
+    """Why a job waits, for people."""
+    if request.job_id in refusals:
+        return refusals[request.job_id]
+    if request.reason == NOT_LOOKED_AT:
+        return "Slurm's scheduler has not looked at it yet"
+    if request.reason not in WAITS_FOR_RESOURCES:
+        return f"waits for something else than resources: {request.reason}"
+    return "will be served: its instance is there, or the next cycle makes it"

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from slurm_mig.errors import Exit
+from tests.testbed.browser import LIGHT, Browser
 from tests.testbed.cluster import A100, L40S, NodeSpec
 from tests.testbed.product import CONFIGURATION, CUDA_JOB, ManagedCluster
 
 FILE = "/var/log/slurm/slurm-mig.prom"
+REPORT = "/var/log/slurm/report.html"
 JOBS = "/run/slurm-mig/jobs"
 SETTINGS = CONFIGURATION.replace("node:\n", f"node:\n  job_map_dir: {JOBS}\n") + (
-    f"monitoring:\n  metrics_file: {FILE}\n"
+    f"monitoring:\n  metrics_file: {FILE}\n  report_file: {REPORT}\n  report_interval_s: 0\n"
 )
 NODE = "a100-1"
 
@@ -95,14 +99,49 @@ def test_counters_survive_and_gauges_follow(site: ManagedCluster) -> None:
     assert after[cycles] == before[cycles] + 1
     reshapes = f'slurm_mig_reshapes_total{{node="{NODE}",result="released"}}'
     assert after[reshapes] == before[reshapes]
-    # A cycle that slurmctld's absence stops is counted, and shown by the next.
-    site.kill_daemon("slurmctld")
-    assert site.slurm_mig("reconcile", check=False).returncode == 4
-    site.start_daemon("slurmctld")
+    # A cycle that an error stops is counted, and shown by the next.
+    site.sh("sed -i s/Type=guard/Type=mine/ /etc/slurm/slurm-mig/gres.conf")
+    assert site.slurm_mig("reconcile", check=False).returncode == Exit.CONFIG
+    site.slurm_mig("rewrite")
     shown = site.slurm_mig("metrics").stdout
-    assert samples(shown)['slurm_mig_cycles_total{result="unreachable"}'] == 1
+    assert samples(shown)['slurm_mig_cycles_total{result="config"}'] == 1
     assert set(re.findall(r"^# TYPE (\S+)", shown, re.M)) == set(
         re.findall(r"^# TYPE (\S+)", site.read(FILE), re.M)
     )
     site.run("scancel", str(job))
     site.run("scontrol", "update", "NodeName=a100-2", "State=RESUME")
+
+
+def test_the_report_of_a_running_cluster(
+    site: ManagedCluster, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    small, whole = start(site, "1g.5gb"), start(site, "l40s")
+    large = site.submit(CUDA_JOB, "--gres=gpu:2g.10gb:1", "--exclude=a100-2", user="bob")
+    site.slurm_mig("reconcile")
+    site.wait_for(lambda: site.reports(large, "first"), 30, "the job that waited")
+    folder = request.config.getoption("--screenshots")
+    why = "a fan is loud" if folder else '<img src=x onerror="document.title=1"> fan'
+    site.run("scontrol", "update", "NodeName=a100-2", "State=DRAIN", f"Reason={why}")
+    waits = site.submit("true", "--gres=gpu:7g.40gb:1", user="bob")
+    site.slurm_mig("reconcile")
+    text = site.read(REPORT)
+    browser = Browser(tmp_path)
+    for width in (390, 1280):
+        seen = browser.measure(text, width)
+        assert seen["wide"] <= width
+        assert (seen["scripts"], seen["images"], seen["requests"]) == (0, 0, 0)
+        jobs = [f"job {job}" for job in (small, whole, large)]
+        purpose = f"for job {large} (2g.10gb)"
+        for words in (*jobs, "alice", "bob", why, "1 lacking", purpose, "drained by an"):
+            assert words in seen["text"], words
+        states = [box["state"] for box in seen["boxes"]]
+        assert states.count("allocated") == 3
+        if folder:
+            height = min(seen["height"], 1500)
+            shot = Path(folder) / f"report-{width}.png"
+            browser.screenshot(text, shot, width, height, LIGHT)
+    shown = site.slurm_mig("report", "--hours", "1").stdout
+    assert f"job {waits}" in shown or f">{waits}<" in shown
+    assert "<script" not in shown
+    site.slurm_mig("report", "--output", "/tmp/jobs/r.html")
+    assert site.read("/tmp/jobs/r.html").startswith("<!DOCTYPE html>")
