@@ -14,6 +14,7 @@ STATES: Mapping[str, str] = {
     "allocated": "in use by a job",
     "held": "held by a process without a job",
     "withheld": "kept for a waiting job",
+    "outside": "not Slurm's",
     "free": "free",
     "uncut": "not cut",
 }
@@ -34,7 +35,7 @@ def slices(views: Iterable[NodeView]) -> Counter[str]:
     count: Counter[str] = Counter()
     for view in views:
         owners = monitoring.owners(view)
-        for gpu in view.gpus:
+        for gpu in view.all_gpus:
             for size, place in _boxes(gpu):
                 count[_state(owners, gpu, place)] += size
     return count
@@ -53,8 +54,8 @@ def node(view: NodeView) -> Element:
     parts: list[Element] = [h("header", head)]
     if view.note:
         parts.append(h("p", view.note, class_="note"))
-    parts += [_gpu(gpu, owners, users) for gpu in view.gpus]
-    if not view.gpus:
+    parts += [_gpu(gpu, owners, users) for gpu in view.all_gpus]
+    if not view.all_gpus:
         parts.append(h("p", "Its GPUs could not be looked at.", class_="note"))
     return h("section", parts, class_="node", id=f"node-{view.name}")
 
@@ -86,7 +87,7 @@ def _box(
     style = f"grid-column: span {size}"
     if state == "uncut":
         return h("div", class_="box uncut", style=style, title=f"not cut: {size} memory slices")
-    who = owners[(gpu.index, None if not gpu.mig else place)][1] or "free"
+    who = owners.get((gpu.index, place), ("", gpu.owner))[1] or "free"
     name = place.profile if place else "whole GPU"
     said = f"{name}{f' at slice {place.start}' if place else ''}: {STATES[state]}"
     user = ""
@@ -108,7 +109,7 @@ def _breakable(name: str) -> list[Child]:
 def _boxes(gpu: Gpu) -> Iterable[tuple[int, Placement | None]]:
     """(memory slices, what is there) from left to right; of a whole GPU one box, None. Room that
     is not cut is a placement without a profile."""
-    if not gpu.mig:
+    if not gpu.mig or (gpu.owner and not gpu.instances):
         yield gpu.memory_slices or 8, None
         return
     at = 0
@@ -125,7 +126,7 @@ def _boxes(gpu: Gpu) -> Iterable[tuple[int, Placement | None]]:
 def _state(owners: Mapping[Place, tuple[str, str]], gpu: Gpu, place: Placement | None) -> str:
     if place is not None and not place.profile:
         return "uncut"
-    return owners[(gpu.index, place)][0]
+    return owners.get((gpu.index, place), ("outside", ""))[0]
 
 
 def share_bar(count: Mapping[str, int]) -> Element:

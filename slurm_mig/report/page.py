@@ -90,8 +90,9 @@ def _tiles(cycle: Ended) -> Element:
               if v.condition not in (NodeCondition.USABLE, NodeCondition.OURS)]  # fmt: skip
     stuck = monitoring.quarantined(cycle.transactions)
     left_alone = ", ".join(v.name for v in unwell) or "every node is usable"
+    there = sum(len(v.all_gpus) for v in cycle.views)
     tiles = [
-        ("GPUs", str(sum(len(v.gpus) for v in cycle.views)), f"on {len(cycle.views)} nodes", ""),
+        ("GPUs", str(there), f"on {len(cycle.views)} nodes", ""),
         ("In use", f"{100 * used / total:.0f} %" if total else "none", "of all memory slices", ""),
         ("Lacking", str(lacking), "instances that jobs wait for", "warn" if lacking else ""),
         ("Left alone", str(len(unwell)), left_alone, "warn" if unwell else ""),

@@ -71,7 +71,9 @@ def _cut() -> NodeView:
                                             replace(first, pids=(4711,)),
                                             *view.gpus[0].instances[2:]))  # fmt: skip
     kept = Withholding(1, frozenset({at("2g.10gb", 0)}), (41,), NOW - 300)
-    return replace(view, slurm=shown, gpus=(busy, view.gpus[1]), withheld=(kept,))
+    given = replace(gpu(A100, 2, at("3g.20gb", 0)), owner="kubernetes")
+    given = replace(given, instances=(replace(given.instances[0], owner="kubernetes"),))
+    return replace(view, slurm=shown, gpus=(busy, view.gpus[1]), withheld=(kept,), outside=(given,))
 
 
 def _whole() -> NodeView:

@@ -77,7 +77,8 @@ def test_in_a_browser(browser: Browser, width: int, scheme: int) -> None:
     assert seen["faint"] == []
     assert seen["page"] == ("rgb(244, 245, 247)" if scheme == LIGHT else "rgb(18, 21, 25)")
     boxes = seen["boxes"]
-    assert {b["state"] for b in boxes} == {"allocated", "held", "withheld", "free", "uncut"}
+    assert {b["state"] for b in boxes} == {"allocated", "held", "withheld", "outside", "free",
+                                          "uncut"}  # fmt: skip
     assert not [b for b in boxes if b["cut"]], "a profile's name is cut off"
     assert all(b["left"] >= 0 and b["right"] <= width for b in boxes)
     # To scale: 3g.20gb has four memory slices, 1g.5gb one.
@@ -86,7 +87,8 @@ def test_in_a_browser(browser: Browser, width: int, scheme: int) -> None:
     assert 3.8 < first[4]["width"] / first[0]["width"] < 4.4
     # Every state is said in words, too: colour alone tells nothing.
     for box in boxes:
-        wanted = {"allocated": "job ", "held": "pid ", "withheld": "for job", "free": "free"}
+        wanted = {"allocated": "job ", "held": "pid ", "withheld": "for job", "free": "free",
+                  "outside": "kubernetes"}  # fmt: skip
         assert wanted.get(box["state"], "") in box["text"]
 
 
