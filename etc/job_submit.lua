@@ -20,6 +20,7 @@ slurm_mig.table_path = slurm_mig.table_path or "/etc/slurm/slurm-mig/submit.lua"
 
 local FIELDS = { "tres_per_node", "tres_per_job", "tres_per_task", "tres_per_socket" }
 local LONGEST = 4096
+local MOST_NODES = 65536
 local EXCLUSIVE = 0   -- job_desc.shared of --exclusive; of partitions, max_share of EXCLUSIVE
 local NO_VAL = 4294967294
 
@@ -128,6 +129,30 @@ end
 
 local function joined(part)
     return part.prefix .. "gpu" .. (part.type and ":" .. part.type or "") .. part.rest
+end
+
+-- "a[1-3,07],b" to its names; nil for what is not understood here.
+local function expand(text)
+    local names, at = {}, 1
+    while at <= #text do
+        local stem, past = text:match("^([%w_.-]+)()", at)
+        if not stem then return nil end
+        local inside, after = text:match("^%[([%d,-]+)%]()", past)
+        if not inside then names[#names + 1] = stem end
+        for part in (inside or ""):gmatch("[^,]+") do
+            local low, high = part:match("^(%d+)%-?(%d*)$")
+            if not low or #low > 9 or #high > 9 then return nil end
+            local first, last = tonumber(low), tonumber(high ~= "" and high or low)
+            if last - first > MOST_NODES then return nil end
+            for n = first, last do
+                names[#names + 1] = stem .. ("%0" .. #low .. "d"):format(n)
+            end
+        end
+        at = after or past
+        if at <= #text and text:sub(at, at) ~= "," then return nil end
+        at = at + 1
+    end
+    return names
 end
 
 -- Compute slices and memory of "3g.20gb".
@@ -280,6 +305,100 @@ local function whole_node(known, job, shared, part_list)
         .. "as MIG instances; ask for the instances, CPUs and memory that you need"
 end
 
+-- Which shape each node has that the job names; nil when one is not in our care or named twice.
+local function shapes_of(known, names)
+    local found, wanted, left = {}, {}, #names
+    for _, name in ipairs(names) do wanted[name] = true end
+    for _, shape in ipairs(known.shapes) do
+        for _, name in ipairs(shape.nodes) do
+            if wanted[name] then
+                found[name], wanted[name], left = shape, nil, left - 1
+            end
+        end
+    end
+    return left == 0 and found or nil
+end
+
+-- False for a job that may need more nodes than it names: the rest is Slurm's to find.
+local function fits(job, job_desc, shape, count)
+    local tasks, each = job_desc.num_tasks or NO_VAL, job_desc.cpus_per_task or 0
+    if tasks >= NO_VAL then tasks = 1 end
+    if each < 1 or each >= 65534 then each = 1 end
+    if tasks * each > count * shape.cpus then return false end
+    for field, found in pairs(job.fields) do
+        local times = field == "tres_per_task" and tasks or field == "tres_per_job" and 1 or 0
+        for _, part in ipairs(found.parts) do
+            local most = part.type and shape.most[part.type] or 0
+            if part.type and part.count * times > count * most then return false end
+        end
+    end
+    return true
+end
+
+-- A message for the user when one of the nodes can never have what the job asks for.
+local function impossible_on(shapes, job)
+    for name, shape in pairs(shapes) do
+        for _, found in pairs(job.fields) do
+            for _, part in ipairs(found.parts) do
+                if part.type and part.count > 0 and not shape.most[part.type] then
+                    local types = {}
+                    for kind in pairs(shape.most) do types[#types + 1] = kind end
+                    table.sort(types)
+                    return "node " .. name .. " can never have gpu:" .. shown(part.type)
+                        .. "; possible: " .. table.concat(types, ", ")
+                end
+            end
+        end
+    end
+    return nil
+end
+
+-- Every node of the job's partitions but these, and the catalog's records of other shapes; nil where
+-- not all are known.
+local function all_but(known, partitions, shapes)
+    local stay, excluded = {}, {}
+    for name, shape in pairs(shapes) do stay[name], stay[shape] = true, true end
+    local function exclude(names)
+        for _, name in ipairs(names) do
+            if not stay[name] then excluded[#excluded + 1], stay[name] = name, true end
+        end
+    end
+    for _, partition in ipairs(partitions) do
+        if not known.nodes[partition] then return nil end
+        exclude(known.nodes[partition])
+    end
+    for _, shape in ipairs(known.shapes) do
+        if not stay[shape] then exclude(shape.records) end
+    end
+    return excluded
+end
+
+-- A job that names its nodes (-w) would be tested against those alone, and refused, or held for ever,
+-- while they lack its type. So it excludes every other node instead, which comes to the same (Slurm
+-- itself does so with a list longer than -N says), and is tested against the catalog's records too.
+local function pin(known, job, job_desc)
+    local text, without = job_desc.req_nodes or "", job_desc.exc_nodes or ""
+    if text == "" or not job.asks or #(known.shapes or {}) == 0 then return nil end
+    local names = #text + #without <= LONGEST and expand(text)
+    local shapes, others = names and shapes_of(known, names), names and expand(without)
+    if not shapes or not others then return nil end
+    local message = impossible_on(shapes, job)
+    if message then return message end
+    for _, name in ipairs(others) do
+        if shapes[name] then return nil end
+    end
+    local least, most = job_desc.min_nodes or NO_VAL, job_desc.max_nodes or NO_VAL
+    if most == 0 or most > NO_VAL then most = NO_VAL end
+    if (least < NO_VAL and least ~= #names) or (most < NO_VAL and most ~= #names) then return nil end
+    if most == NO_VAL and not fits(job, job_desc, shapes[names[1]], #names) then return nil end
+    local excluded = all_but(known, job.partitions, shapes)
+    if not excluded then return nil end
+    if without ~= "" then excluded[#excluded + 1] = without end
+    job.changes.req_nodes, job.changes.min_nodes = "", #names
+    if #excluded > 0 then job.changes.exc_nodes = table.concat(excluded, ",") end
+    return nil
+end
+
 -- Puts the changes into the job, all or none.
 local function apply(job_desc, changes)
     local before = {}
@@ -297,6 +416,10 @@ end
 -- True when the last cycle left so many free that this job, after those since, finds its own.
 local function is_free(known, job, job_desc)
     if not known.free or job_desc.array_inx then return false end
+    -- What is free may not be where such a job must run.
+    for _, field in ipairs({ "req_nodes", "exc_nodes", "features" }) do
+        if (job_desc[field] or "") ~= "" then return false end
+    end
     local now = read_table(known.free)
     if not now then return false end
     if not state.free or state.free ~= now.at then state.free, state.asked = now.at, {} end
@@ -352,6 +475,7 @@ local function check(job_desc, job_rec, part_list, known)
     message = message or settle_all(known, job)
         or constrain(job, job_desc.features or (job_rec and job_rec.features))
         or whole_node(known, job, job_desc.shared, part_list)
+        or (not job_rec and pin(known, job, job_desc) or nil)
     return message, job
 end
 

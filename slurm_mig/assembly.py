@@ -237,7 +237,9 @@ class LocalFiles(ManagedFiles):
         }
         gres = {name: site.node(name).get("Gres") or "" for name in names}
         fillers = {f for node in managed for f in node.fillers}
-        text = submit.submit_table(rules, submit.partitions(sites, managed, gres), fillers)
+        alike = submit.shapes(self.catalog.records(managed), managed)
+        places = submit.partitions(sites, managed, gres)
+        text = submit.submit_table(rules, places, fillers, alike)
         path = Path(settings.slurm.managed_dir) / "submit.lua"
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         write_atomic(path, text)

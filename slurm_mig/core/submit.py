@@ -8,6 +8,7 @@ from typing import Any
 
 from slurm_mig.core import demand
 from slurm_mig.core.model import NodeCondition, NodeView, is_filler
+from slurm_mig.core.publish import Record
 from slurm_mig.core.records import ManagedNode
 
 
@@ -18,6 +19,8 @@ class Partition:
     name: str
     managed: tuple[ManagedNode, ...] = ()
     others: tuple[str, ...] = ()
+    nodes: tuple[str, ...] = ()
+    """The names of all its nodes, ours and others."""
 
     @property
     def possible(self) -> frozenset[str]:
@@ -42,10 +45,40 @@ def partitions(
             name,
             tuple(ours[n] for n in sorted(nodes) if n in ours),
             tuple(gres[n] for n in sorted(nodes) if n not in ours and gres.get(n)),
+            tuple(sorted(nodes)),
         )
         for name, nodes in sites.items()
     )
     return [partition for partition in found if partition.managed]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Managed nodes that are alike, and the catalog's records that stand for them."""
+
+    nodes: tuple[str, ...]
+    records: tuple[str, ...]
+    most: Mapping[str, int]
+    """The most devices of each type that one of them can have."""
+    cpus: int
+    """Of one of them; 0 where slurm.conf does not say."""
+
+
+def shapes(records: Sequence[Record], managed: Sequence[ManagedNode]) -> list[Shape]:
+    """The shapes that the catalog has records for."""
+    ours = {node.name: node for node in managed}
+    found: dict[tuple[str, ...], list[str]] = {}
+    for record in records:
+        found.setdefault(record.like, []).append(record.name)
+    return [
+        Shape(like, tuple(names), ours[like[0]].most, _cpus(ours[like[0]]))
+        for like, names in found.items()
+    ]
+
+
+def _cpus(node: ManagedNode) -> int:
+    text = {k.lower(): v for k, v in node.attributes.items()}.get("cpus", "")
+    return int(text) if text.isdecimal() else 0
 
 
 @dataclass(frozen=True)
@@ -60,8 +93,14 @@ class Rules:
     free_file: str = ""
 
 
-def submit_table(rules: Rules, places: Sequence[Partition], fillers: Collection[str]) -> str:
-    """`return { … }`: the rules, what is possible in each partition, what nobody may ask for."""
+def submit_table(
+    rules: Rules,
+    places: Sequence[Partition],
+    fillers: Collection[str],
+    alike: Sequence[Shape] = (),
+) -> str:
+    """`return { … }`: the rules, what is possible in each partition and on each node, what nobody
+    may ask for."""
     table = {
         "untyped": rules.untyped,
         "exclusive": rules.exclusive,
@@ -71,6 +110,11 @@ def submit_table(rules: Rules, places: Sequence[Partition], fillers: Collection[
         "managed": sorted(p.name for p in places),
         "open": sorted(p.name for p in places if p.is_open),
         "fillers": sorted(fillers),
+        "nodes": {p.name: list(p.nodes) for p in places} if alike else {},
+        "shapes": [
+            {"nodes": list(s.nodes), "records": list(s.records), "most": s.most, "cpus": s.cpus}
+            for s in alike
+        ],
         "wake": rules.wake_file or None,
         "free": rules.free_file or None,
     }

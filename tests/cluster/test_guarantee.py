@@ -24,8 +24,8 @@ REQUESTS = {
     "too many CPUs": ("-c", "33"),
     "too many GPUs": ("--gres=gpu:3g.20gb:9",),
 }
-TAKEN_BY_BOTH = {"one", "array", "memory"}
-FOUNDED = {"this node", "two nodes"}
+TAKEN_BY_BOTH = {"one", "array", "memory", "this node"}
+FOUNDED = {"two nodes"}
 """What could run after a reshape, too."""
 
 
@@ -61,7 +61,8 @@ def test_what_queues_and_stays_over_a_restart(way: tuple[str, ManagedCluster]) -
     jobs = {what: submit(way, *options) for what, options in REQUESTS.items()}
     taken = {what for what, job in jobs.items() if job}
     if name == "catalog":
-        # One record: what it could not take itself is refused, right (too many) or wrong (-w, -N2).
+        # One record: what it could not take itself is refused, right (too many) or wrong (-N2: that
+        # is what `catalog.nodes` is for).
         assert taken == TAKEN_BY_BOTH
     else:
         # Everything is kept, also what can never run.
@@ -140,6 +141,22 @@ def shapes() -> Iterator[ManagedCluster]:
         ("--gres=gpu:4g.24gb:1 -c 17", False),
         ("--gres=gpu:3g.20gb:1 --mem=100G", False),
         ("--gres=gpu:3g.20gb:3", False),
+        # By name: what those nodes could run after a reshape, whatever others are.
+        ("--gres=gpu:3g.20gb:1 -w a1", True),
+        ("--gpus=3g.20gb:1 -w a2 -n 4", True),
+        ("--gres=gpu:3g.20gb:2 -w a[1-2] -c 32 --array=1-2", True),
+        ("--gres=gpu:3g.20gb:1 -w a1,a2 -N2 --mem=60G -p a100", True),
+        ("--gres=gpu:4g.24gb:1 -w b1 -c 16 -x a2", True),
+        ("--gres=gpu:3g.20gb:1 -w a1 -c 33", False),
+        ("--gres=gpu:4g.24gb:1 -w b1 -c 20", False),
+        ("--gres=gpu:3g.20gb:1 -w a1 --mem=100G", False),
+        ("--gres=gpu:3g.20gb:1 -w b1", False),
+        ("--gres=gpu:3g.20gb:1 -w a1 -x a1", False),
+        ("--gres=gpu:3g.20gb:1 -w a1 -p a30", False),
+        ("--gres=gpu:3g.20gb:3 -w a1", False),
+        # Another node beside the named one: Slurm's own test, which knows no record.
+        ("--gres=gpu:3g.20gb:1 -w a1 -N2", False),
+        ("--gres=gpu:3g.20gb:1 -w nowhere", False),
     ],
 )
 def test_what_could_run_queues_and_nothing_else(
@@ -151,6 +168,14 @@ def test_what_could_run_queues_and_nothing_else(
                       *options.split(), user="alice", check=False)  # fmt: skip
     shapes.run("scancel", "--user=alice")
     assert (done.returncode == 0) == queues, done.stderr
+
+
+def test_a_job_that_may_need_more_than_the_named_nodes_is_slurms(shapes: ManagedCluster) -> None:
+    """33 tasks do not fit on one node: Slurm finds the other one."""
+    job = shapes.submit("true", "-w", "a1", "-n", "33", "-p", "a100", "--mem=1G",
+                        "--gres=gpu:1g.5gb:1")  # fmt: skip
+    assert shapes.job(job)["ReqNodeList"] == "a1"
+    assert shapes.wait_job(job, "COMPLETED", timeout=30)["NodeList"] == "a[1-2]"
 
 
 def test_the_catalog_is_shown_and_what_queues_runs_after_a_reshape(shapes: ManagedCluster) -> None:
@@ -167,3 +192,49 @@ def test_the_catalog_is_shown_and_what_queues_runs_after_a_reshape(shapes: Manag
         if shapes.job(job)["JobState"] != "PENDING":
             break
     shapes.wait_job(job, "COMPLETED", timeout=30)
+
+
+def test_a_job_for_a_node_by_name_starts_there_and_nowhere_else(shapes: ManagedCluster) -> None:
+    """It names that node to Slurm by excluding the others, which a slurmctld restart keeps."""
+    job = shapes.submit("true", "--gres=gpu:7g.40gb:1", "-w", "a2", "--mem=1G")
+    shown = shapes.job(job)
+    assert (shown["ReqNodeList"], shown["NumNodes"]) == ("(null)", "1")
+    assert shown["ExcNodeList"] == "a1,b1,mig-catalog-3"
+    shapes.restart_daemon("slurmctld")
+    shapes.wait_for(
+        lambda: set(shapes.run("sinfo", "-h", "-N", "-o", "%T", check=False).stdout.split())
+        == {"idle"},
+        30, "the nodes",
+    )  # fmt: skip
+    assert shapes.job(job)["JobState"] == "PENDING"
+    for _ in range(4):
+        shapes.slurm_mig("reconcile")
+        if shapes.job(job)["JobState"] != "PENDING":
+            break
+    assert shapes.wait_job(job, "COMPLETED", timeout=30)["NodeList"] == "a2"
+    interactive = shapes.run("srun", "-w", "a2", "--gres=gpu:7g.40gb:1", "hostname", user="alice")
+    assert interactive.stdout == "a2\n"
+
+
+def test_a_node_by_name_is_told_what_it_can_never_have(shapes: ManagedCluster) -> None:
+    done = shapes.run("sbatch", "-w", "b1", "--gres=gpu:3g.20gb:1", "--wrap=true", user="alice",
+                      check=False)  # fmt: skip
+    assert "node b1 can never have gpu:3g.20gb; possible: 1g.6gb" in done.stderr
+
+
+def test_a_waiting_job_by_name_is_not_held_when_its_type_goes(shapes: ManagedCluster) -> None:
+    """One that Slurm tests against that node alone is: BadConstraints."""
+    wants = ("--gres=gpu:7g.40gb:1", "--begin=now+3", "--mem=1G")
+    ours = shapes.submit("true", "-w", "a2", *wants)
+    slurms = shapes.submit("true", *wants)
+    shapes.run("scontrol", "update", f"JobId={slurms}", "ReqNodeList=a2")
+    shapes.run("python", "-m", "tests.testbed.reshape_once", "a2", "0", "1g.5gb@0")
+    shapes.wait_for(
+        lambda: "BadConstraints" in shapes.job(slurms)["Reason"], 30, "a look at the jobs"
+    )
+    shapes.wait_for(lambda: shapes.job(ours)["Reason"] not in ("BeginTime", "None"), 30, "a look")
+    shown = shapes.job(ours)
+    assert shown["JobState"] == "PENDING"
+    assert "BadConstraints" not in shown["Reason"]
+    assert shapes.job(slurms)["Priority"] == "0" != shown["Priority"]
+    shapes.run("scancel", str(ours), str(slurms))
