@@ -28,6 +28,8 @@ def encode(value: Any) -> Any:
         return {str(k): encode(v) for k, v in value.items()}
     if isinstance(value, (set, frozenset)):
         return [encode(v) for v in sorted(value)]
+    if hasattr(value, "_asdict"):
+        return encode(value._asdict())
     if isinstance(value, (list, tuple)):
         return [encode(v) for v in value]
     return value
@@ -48,8 +50,8 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
         return _sequence(origin, args, data, where)
     if origin is not None and issubclass(origin, Mapping):
         return _mapping(args, data, where)
-    if dataclasses.is_dataclass(kind):
-        return _dataclass(kind, data, where)
+    if dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"):
+        return _fields(kind, data, where)
     if isinstance(kind, type) and issubclass(kind, Enum):
         return _enum(kind, data, where)
     if kind is Any:
@@ -78,22 +80,28 @@ def _mapping(args: tuple[Any, ...], data: Any, where: str) -> dict[Any, Any]:
     return {key(k): _decode(args[1], v, f"{where}.{k}") for k, v in data.items()}
 
 
-def _dataclass(kind: Any, data: Any, where: str) -> Any:
+def _fields(kind: Any, data: Any, where: str) -> Any:
+    """A dataclass, or a named tuple, all of whose fields are required."""
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: expected an object, found {type(data).__name__}")
     hints = typing.get_type_hints(kind)
     unknown = set(data) - set(hints)
     if unknown:
         raise ConfigError(f"{where}: unknown field {', '.join(sorted(map(str, unknown)))}")
-    required = {
+    missing = _required(kind) - set(data)
+    if missing:
+        raise ConfigError(f"{where}: missing {', '.join(sorted(missing))}")
+    return kind(**{k: _decode(hints[k], v, f"{where}.{k}") for k, v in data.items()})
+
+
+def _required(kind: Any) -> set[str]:
+    if not dataclasses.is_dataclass(kind):
+        return set(kind._fields)
+    return {
         f.name
         for f in dataclasses.fields(kind)
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     }
-    missing = required - set(data)
-    if missing:
-        raise ConfigError(f"{where}: missing {', '.join(sorted(missing))}")
-    return kind(**{k: _decode(hints[k], v, f"{where}.{k}") for k, v in data.items()})
 
 
 def _enum(kind: Any, data: Any, where: str) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 GUARD = "guard"
 """Type of a managed node's last slot: it has every GPU and GPU instance that no other slot has."""
@@ -48,9 +49,11 @@ class Profile:
         return ""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Placement:
-    """A profile at a place of one GPU, in memory slices."""
+class Placement(NamedTuple):
+    """A profile at a place of one GPU, in memory slices.
+
+    A tuple, not a dataclass: a large cluster's plan hashes and compares some hundred thousand.
+    """
 
     start: int
     size: int

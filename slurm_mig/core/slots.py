@@ -20,18 +20,22 @@ from slurm_mig.errors import ArrangementError
 
 
 @dataclass
-class _Gap:
-    """A stretch of indexes between two hulls, with what will stand in it, left to right."""
+class Gap:
+    """A stretch of indexes between two hulls: how much stands in it, from left to right."""
 
-    first: int
     length: int
-    left: list[Device] = field(default_factory=list)
-    middle: list[Device] = field(default_factory=list)
-    right: list[Device] = field(default_factory=list)
+    left: int = 0
+    """Free devices of the type of the hull before it."""
+    middle: list[str] = field(default_factory=list)
+    """Types without a busy device, whole."""
+    taken: int = 0
+    """How many devices those are."""
+    right: int = 0
+    """Free devices of the type of the hull after it."""
 
     @property
     def room(self) -> int:
-        return self.length - len(self.left) - len(self.middle) - len(self.right)
+        return self.length - self.left - self.taken - self.right
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,12 @@ class Hull:
     type: str
     low: int
     high: int
+    busy: int
+    """How many of the indexes are busy."""
+
+    @property
+    def holes(self) -> int:
+        return self.high - self.low + 1 - self.busy
 
 
 def hulls(busy: Mapping[int, Device]) -> list[Hull]:
@@ -51,7 +61,8 @@ def hulls(busy: Mapping[int, Device]) -> list[Hull]:
     spans: dict[str, list[int]] = defaultdict(list)
     for index, device in busy.items():
         spans[device.type].append(index)
-    found = sorted((Hull(t, min(i), max(i)) for t, i in spans.items()), key=lambda h: h.low)
+    found = [Hull(t, min(i), max(i), len(i)) for t, i in spans.items()]
+    found.sort(key=lambda h: h.low)
     for one, other in pairwise(found):
         if other.low <= one.high:
             raise ArrangementError(
@@ -71,86 +82,85 @@ def arrange(total: int, busy: Mapping[int, Device], free: Iterable[Device]) -> S
     for device in sorted(free, key=_place):
         pool[device.type].append(device)
     spans = hulls(busy)
-    line: dict[int, Device] = dict(busy)
-    for hull in spans:
-        _fill_hull(hull, line, pool)
-    gaps = _gaps(total, spans)
-    _assign_whole(gaps, spans, pool)
+    gaps = order(total, spans, {t: len(devices) for t, devices in pool.items()})
+    line: list[Device] = []
     for n, gap in enumerate(gaps):
-        name = "off" if n == 0 else f"off{n}"
-        fillers = [Device(name)] * gap.room
-        for offset, device in enumerate([*gap.left, *gap.middle, *fillers, *gap.right]):
-            line[gap.first + offset] = device
-    return tuple(line[i] for i in range(total))
+        line += _give(pool, spans[n - 1].type, gap.left) if n else []
+        for gres_type in gap.middle:
+            line += pool[gres_type]
+        line += [Device("off" if n == 0 else f"off{n}")] * gap.room
+        if n < len(spans):
+            hull = spans[n]
+            # The lowest places stand inside the hull.
+            inside = _give(pool, hull.type, hull.holes)
+            line += _give(pool, hull.type, gap.right)
+            inside.reverse()
+            line += (busy.get(i) or inside.pop() for i in range(hull.low, hull.high + 1))
+    return tuple(line)
+
+
+def _give(pool: Mapping[str, list[Device]], gres_type: str, count: int) -> list[Device]:
+    given, pool[gres_type][:count] = pool[gres_type][:count], []
+    return given
 
 
 def _place(device: Device) -> tuple[int, int]:
     return (device.gpu, device.placement.start if device.placement else 0)
 
 
-def _fill_hull(hull: Hull, line: dict[int, Device], pool: dict[str, list[Device]]) -> None:
-    holes = [i for i in range(hull.low, hull.high + 1) if i not in line]
-    spare = pool[hull.type]
-    if len(spare) < len(holes):
-        raise ArrangementError(
-            f"jobs on {hull.type} at indexes {hull.low} and {hull.high} need every index between "
-            f"to stay {hull.type}: {hull.high - hull.low + 1} instances, the new layout has "
-            f"{hull.high - hull.low + 1 - len(holes) + len(spare)}"
-        )
-    for index in holes:
-        line[index] = spare.pop(0)
-
-
-def _gaps(total: int, spans: Sequence[Hull]) -> list[_Gap]:
+def order(total: int, spans: Sequence[Hull], counts: Mapping[str, int]) -> list[Gap]:
+    """What stands between the hulls, from so many free devices of each type; numbers only, so that
+    a planner can ask often. Raises ArrangementError with the hull that forbids it."""
+    for hull in spans:
+        there = counts.get(hull.type, 0)
+        if there < hull.holes:
+            raise ArrangementError(
+                f"jobs on {hull.type} at indexes {hull.low} and {hull.high} need every index "
+                f"between to stay {hull.type}: {hull.high - hull.low + 1} instances, the new "
+                f"layout has {hull.busy + there}"
+            )
     starts = [0, *(hull.high + 1 for hull in spans)]
     ends = [*(hull.low for hull in spans), total]
-    return [_Gap(start, end - start) for start, end in zip(starts, ends, strict=True)]
-
-
-def _assign_whole(
-    gaps: list[_Gap], spans: Sequence[Hull], pool: Mapping[str, list[Device]]
-) -> None:
-    """Put each type without a busy device whole into a gap, the rest beside its own hull."""
+    gaps = [Gap(end - start) for start, end in zip(starts, ends, strict=True)]
+    extra = [counts.get(hull.type, 0) - hull.holes for hull in spans]
     held = {hull.type for hull in spans}
-    whole = sorted(
-        (t for t, devices in pool.items() if devices and t not in held),
-        key=lambda t: (-len(pool[t]), t),
-    )
-
-    def place(n: int) -> bool:
-        if n == len(whole):
-            return _extend_hulls(gaps, spans, pool)
-        devices = pool[whole[n]]
-        for gap in sorted(gaps, key=lambda g: -g.room):
-            if gap.room >= len(devices):
-                gap.middle.extend(devices)
-                if place(n + 1):
-                    return True
-                del gap.middle[-len(devices) :]
-        return False
-
-    if not place(0):
+    whole = sorted((-n, t) for t, n in counts.items() if n and t not in held)
+    if not _place_whole(gaps, whole, extra):
         fixed = ", ".join(f"{h.type} at {h.low}-{h.high}" for h in spans)
         raise ArrangementError(f"no order of slots has room for every type beside busy {fixed}")
+    return gaps
 
 
-def _extend_hulls(
-    gaps: list[_Gap], spans: Sequence[Hull], pool: Mapping[str, list[Device]]
-) -> bool:
+def _place_whole(gaps: list[Gap], whole: Sequence[tuple[int, str]], extra: Sequence[int]) -> bool:
+    """Put each type without a busy device whole into a gap, the rest beside its own hull; `whole`
+    has (-count, type), the largest first."""
+    if not whole:
+        return _extend_hulls(gaps, extra)
+    (less, gres_type), rest = whole[0], whole[1:]
+    for gap in sorted(gaps, key=lambda g: -g.room):
+        if gap.room >= -less:
+            gap.middle.append(gres_type)
+            gap.taken -= less
+            if _place_whole(gaps, rest, extra):
+                return True
+            gap.middle.pop()
+            gap.taken += less
+    return False
+
+
+def _extend_hulls(gaps: list[Gap], extra: Sequence[int]) -> bool:
     """Free devices of a busy type: as many as fit before its hull, the rest right after it.
 
     From left to right, greedy: only this hull and the one before can use the gap on its left.
     """
     for gap in gaps:
-        gap.left, gap.right = [], []
-    for n, hull in enumerate(spans):
-        extra = pool[hull.type]
+        gap.left = gap.right = 0
+    for n, count in enumerate(extra):
         before, after = gaps[n], gaps[n + 1]
-        taken = min(before.room, len(extra))
-        before.right.extend(extra[:taken])
-        if len(extra) - taken > after.room:
+        before.right = min(before.room, count)
+        after.left = count - before.right
+        if after.room < 0:
             return False
-        after.left.extend(extra[taken:])
     return True
 
 

@@ -28,7 +28,7 @@ from slurm_mig.core.planning.classes import Problem, problem
 from slurm_mig.core.planning.fleet import Draft, Fleet
 from slurm_mig.core.planning.placing import Places
 from slurm_mig.core.planning.plan import Rules, plan
-from slurm_mig.core.planning.units import Pools, pools_of, slices_of, units_of
+from slurm_mig.core.planning.units import Pools, pools_of, units_of
 from slurm_mig.core.planning.weights import Weights
 from tests.bench.claims import Claim, show
 from tests.bench.planning.replay import impossible
@@ -51,7 +51,7 @@ class Stated:
 
 def stated(given: Sample) -> Stated:
     fleet = Fleet(given.views, {}, {})
-    units = units_of(demand.waiting(given.requests), slices_of(fleet), Weights())
+    units = units_of(demand.waiting(given.requests), fleet, Weights())
     pools = pools_of(fleet, units)
     places = Places(fleet, pools)
     unmet = [unit for unit in units if not places.place(unit)]
@@ -127,7 +127,7 @@ def value_of(views: Sequence[NodeView], made: Plan, given: Sample) -> int:
     fleet, weights = Fleet(views, {}, {}), Weights()
     worth = {
         unit.job_id: unit.value
-        for unit in units_of(demand.waiting(given.requests), slices_of(fleet), weights)
+        for unit in units_of(demand.waiting(given.requests), fleet, weights)
     }
     value = sum(
         worth[job]

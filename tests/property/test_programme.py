@@ -17,7 +17,7 @@ from slurm_mig.core.model import Gpu, JobRequest, Layout, NodeView, Placement
 from slurm_mig.core.planning import highs
 from slurm_mig.core.planning.classes import problem
 from slurm_mig.core.planning.fleet import Fleet
-from slurm_mig.core.planning.units import pools_of, slices_of, units_of
+from slurm_mig.core.planning.units import pools_of, units_of
 from slurm_mig.core.planning.weights import Weights, level
 from tests.unit.builders import A30, A100, gpu, job, node
 
@@ -219,7 +219,7 @@ def best_value(
     requests: Sequence[JobRequest],
 ) -> int:
     fleet = Fleet(views, baselines, {})
-    units = units_of(requests, slices_of(fleet), WEIGHTS)
+    units = units_of(requests, fleet, WEIGHTS)
     built = problem(fleet, pools_of(fleet, units), units, WEIGHTS, tight=False)
     found = highs.solve(built.programme, 30)
     assert found.gap == 0

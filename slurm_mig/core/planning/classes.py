@@ -14,17 +14,24 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from slurm_mig.core.model import JobRequest
 from slurm_mig.core.planning.fleet import Draft, Fleet, Node
 from slurm_mig.core.planning.options import Offer, Option, OptionTable, State
 from slurm_mig.core.planning.programme import GpuClass, Group, Part, Programme
-from slurm_mig.core.planning.units import Pools, Unit
+from slurm_mig.core.planning.units import Pools, Size, Unit
 from slurm_mig.core.planning.weights import Weights
 
 Member = tuple[int, int, tuple[Option, ...]]
 """Position of the node, of its GPU, and the options in the order of the class's offers."""
+
+Beside = tuple[tuple[int, ...], tuple[int, ...]]
+"""What a node's hulls can spare of each type that they need, and its slots have room for of each
+wanted type."""
+
+MOST = 16
+"""More instances of a type than any GPU can have."""
 
 FEW = 200
 """Up to so many nodes the fine programme says on which one each job that needs several instances
@@ -45,10 +52,17 @@ class Problem:
     units: tuple[tuple[Unit, ...], ...]
     """Of each group, the most valuable first."""
     tables: Tables
-    most: Sequence[Sequence[int]]
-    """By node, the most of each type that it could offer."""
-    crowded: bool
-    """Some nodes' GPUs could lose more together than their hulls bear."""
+    survey: _Survey
+
+    @property
+    def most(self) -> Sequence[Sequence[int]]:
+        """By node, the most of each type that it could offer."""
+        return self.survey.most
+
+    @property
+    def crowded(self) -> bool:
+        """Some nodes' GPUs could lose more together than their hulls bear."""
+        return bool(self.survey.crowded)
 
 
 class Tables:
@@ -68,43 +82,58 @@ class Tables:
         self._weights = weights
         self._of_shape: dict[int, OptionTable] = {}
         self._number = {t: n for n, t in enumerate(types)}
-
-    def options(self, node: Node, draft: Draft) -> tuple[Option, ...]:
-        return self._options(draft, self.spares(node), self._growth(node))
+        self._guard = {t: n for n, t in enumerate(guarded)}
+        self._wanted: dict[frozenset[str], list[tuple[int, str]]] = {}
+        self._known: dict[object, tuple[Option, ...]] = {}
 
     def of_node(self, node: Node) -> list[tuple[Option, ...]]:
         """The options of each of its GPUs, in their order."""
-        spares, growth = self.spares(node), self._growth(node)
-        return [self._options(draft, spares, growth) for draft in node.drafts]
+        beside = self.spares(node), self._growth(node)
+        return [self._options(draft, beside) for draft in node.drafts]
 
-    def _growth(self, node: Node) -> list[int]:
-        return [max(0, node.growth(t)) for t in self.types] if self._tight else []
+    def _growth(self, node: Node) -> tuple[int, ...]:
+        if not self._tight:
+            return ()
+        wanted = self._wanted.get(node.possible)
+        if wanted is None:
+            wanted = [(n, t) for n, t in enumerate(self.types) if t in node.possible]
+            self._wanted[node.possible] = wanted
+        found = [MOST] * len(self.types)
+        for n, gres_type in wanted:
+            found[n] = max(0, min(MOST, node.growth(gres_type)))
+        return tuple(found)
 
-    def spares(self, node: Node) -> list[int]:
+    def spares(self, node: Node) -> tuple[int, ...]:
         """What a GPU may lose of each type; -1 where no hull of the node needs any.
 
         No GPU's loss is made up for by what another one of the node gains: a change must be
         possible by itself.
         """
         found = [-1] * len(self.guarded)
-        for n, gres_type in enumerate(self.guarded):
-            if (spare := node.spare(gres_type)) is not None:
-                found[n] = max(0, spare)
+        for gres_type in node.holes if self.guarded else ():
+            spare = node.spare(gres_type) or 0
+            found[self._guard[gres_type]] = max(0, min(MOST, spare))
+        return tuple(found)
+
+    def _options(self, draft: Draft, beside: Beside) -> tuple[Option, ...]:
+        if draft.target is not None:
+            return self._worked_out(draft, beside)
+        key = (draft.alike, draft.busy | draft.claimed, draft.idle, draft.whole_busy, beside)
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = self._worked_out(draft, beside)
         return found
 
-    def _options(
-        self, draft: Draft, spares: Sequence[int], growth: Sequence[int]
-    ) -> tuple[Option, ...]:
+    def _worked_out(self, draft: Draft, beside: Beside) -> tuple[Option, ...]:
         table = self._of_shape.get(id(draft.shape))
         if table is None:
             table = OptionTable(draft.shape, self.types, self.guarded, self._weights)
             self._of_shape[id(draft.shape)] = table
-        whole = self._number.get(draft.whole_type, -1)
-        return table.of(_state(draft, table, (spares, growth), whole))
+        return table.of(_state(draft, table, beside, self._number.get(draft.whole_type, -1)))
 
 
 def _state(
-    draft: Draft, table: OptionTable, node: tuple[Sequence[int], Sequence[int]], whole: int
+    draft: Draft, table: OptionTable, beside: Beside, whole: int
 ) -> State:
     """A GPU as its options see it. One that the plan changes already changes no more."""
     fixed, idle, done = draft.busy | draft.claimed, draft.idle, draft.target
@@ -122,8 +151,8 @@ def _state(
         draft.switchable,
         draft.gpu.mode_needs_reset,
         bool(draft.frozen) or done is not None,
-        table.clipped(idle, node[0]),
-        table.room(node[1]),
+        table.clipped(idle, beside[0]),
+        table.room(beside[1]),
     )
 
 
@@ -142,43 +171,53 @@ def problem(
     far as it can be said for a whole pool; without, the plain relaxation. `fine`: nodes whose
     hulls could be asked for too much are told apart.
     """
-    types = tuple(sorted({t for u in units for r in u.requests for t in r.gpus}))
+    sizes = dict.fromkeys(size for unit in units for size in unit.sizes)
+    types = tuple(sorted({t for size in sizes for t, _ in size.gpus}))
     guarded = tuple(sorted({t for node in fleet.nodes for t in node.holes})) if tight else ()
     tables = Tables(types, weights, guarded, tight=tight)
-    several = sorted(
-        {(types.index(t), n) for u in units for r in u.requests for t, n in r.gpus.items() if n > 1}
-    )
+    several = sorted({(types.index(t), n) for size in sizes for t, n in size.gpus if n > 1})
     survey = _Survey(fleet, tables, sorted({t for t, _ in several}))
-    groups = _grouped(
-        _Parts(
-            fleet, pools, types, survey.most, tight=tight, fine=fine and len(fleet.nodes) <= FEW
-        ),
-        units,
-    )
-    wanted = [Group(parts, _tiers(found)) for parts, found in groups.items()]
+    near = fine and len(fleet.nodes) <= FEW
+    parts = _Parts(fleet, pools, types, survey.most, tight=tight, fine=near)
+    groups = _grouped(parts, units)
+    wanted = tuple(Group(parts, _tiers(found)) for parts, found in groups.items())
     together = {
         (pool, t, n): sum(survey.most[at][t] // n for at in positions)
         for pool, positions in enumerate(pools.nodes)
         for t, n in several
         if tight
     }
-
-    apart = frozenset[int]()
-    if fine:
+    apart = survey.crowded if fine else set[int]()
+    if near:
         able = (at for at, most in enumerate(survey.most) if any(most[t] >= n for t, n in several))
-        apart = frozenset(survey.crowded.union(able if len(fleet.nodes) <= FEW else ()))
+        apart = apart.union(able)
     programme, members = survey.classed(pools, wanted, together, apart)
-    grouped = tuple(map(tuple, groups.values()))
-    return Problem(programme, members, grouped, tables, survey.most, bool(survey.crowded))
+    return Problem(programme, members, tuple(map(tuple, groups.values())), tables, survey)
+
+
+def refined(coarse: Problem, fleet: Fleet, pools: Pools, weights: Weights) -> Problem:
+    """The fine programme for the same units on a fleet that has not changed since."""
+    if len(fleet.nodes) <= FEW:
+        units = [unit for found in coarse.units for unit in found]
+        return problem(fleet, pools, units, weights, fine=True)
+    of = coarse.programme
+    programme, members = coarse.survey.classed(
+        pools, of.groups, of.together, coarse.survey.crowded
+    )
+    return replace(coarse, programme=programme, members=members)
 
 
 def _grouped(parts_of: _Parts, units: Sequence[Unit]) -> dict[tuple[Part, ...], list[Unit]]:
     """Units that could be served at all, by what they ask for; the most valuable first."""
+    lists: dict[tuple[Size, ...], list[Unit] | None] = {}
     groups: dict[tuple[Part, ...], list[Unit]] = {}
     for unit in units:
-        parts = tuple(parts_of.part(r) for r in unit.requests)
-        if all(part.pools for part in parts):
-            groups.setdefault(parts, []).append(unit)
+        if unit.sizes not in lists:
+            parts = parts_of.of(unit.sizes)
+            able = all(part.pools for part in parts)
+            lists[unit.sizes] = groups.setdefault(parts, []) if able else None
+        if (alike := lists[unit.sizes]) is not None:
+            alike.append(unit)
     for found in groups.values():
         found.sort(key=lambda unit: -unit.value)
     return groups
@@ -191,43 +230,80 @@ def _tiers(units: Sequence[Unit]) -> tuple[tuple[int, int], ...]:
     return tuple(tiers.items())
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Kind:
+    """GPUs with the same options."""
+
+    options: tuple[Option, ...]
+    offers: tuple[Offer, ...]
+    number: int
+    """Equal offers have equal numbers."""
+    best: tuple[tuple[int, int], ...]
+    """(type, the most of it that one GPU can offer), where that is any."""
+    losses: tuple[frozenset[int], ...]
+    """For each type that hulls need, what the options lose of it."""
+    loses: bool
+
+
 class _Survey:
     """Every GPU's options, what each node could offer, and where hulls may be short."""
 
     def __init__(self, fleet: Fleet, tables: Tables, several: Sequence[int]) -> None:
         """`several` are the types of which single jobs want more than one."""
         self._types = len(tables.types)
-        self.entries: list[tuple[int, int, tuple[Option, ...], tuple[Offer, ...]]] = []
+        self._guarded = len(tables.guarded)
+        self._kinds: dict[int, _Kind] = {}
+        self._numbers: dict[tuple[Offer, ...], int] = {}
+        self.of_node: list[list[_Kind]] = []
         self.most: list[list[int]] = []
         """By node, the most of each type that all its GPUs could offer."""
         self.lost: list[dict[int, int]] = []
         """By node, the most that its GPUs can lose together of each type that its hulls need."""
         self.crowded: set[int] = set()
         """Nodes whose GPUs, each changed as it might be, would lose more than their hulls bear."""
-        known: dict[int, tuple[tuple[Offer, ...], list[int]]] = {}
-        for at, node in enumerate(fleet.nodes):
+        for node in fleet.nodes:
+            here = [self._kind(options) for options in tables.of_node(node)]
             most = [0] * self._types
-            first = len(self.entries)
-            for position, options in enumerate(tables.of_node(node)):
-                found = known.get(id(options))
-                if found is None:
-                    offers = tuple((o.supply, o.loss, o.cost) for o in options)
-                    best = [max(o.supply[n] for o in options) for n in range(self._types)]
-                    found = known[id(options)] = (offers, best)
-                self.entries.append((at, position, options, found[0]))
-                most = [a + b for a, b in zip(most, found[1], strict=True)]
+            for kind, count in Counter(here).items():
+                for gres_type, best in kind.best:
+                    most[gres_type] += best * count
+            self.of_node.append(here)
             self.most.append(most)
             self.lost.append({})
             for n, gres_type in enumerate(tables.guarded):
-                limit = node.spare(gres_type)
-                if limit is not None:
-                    here = [offers for *_, offers in self.entries[first:]]
-                    losses = [{lost[n] for _, lost, _ in offers} for offers in here]
-                    self.lost[at][n] = _most_lost(losses, limit)
-                    if sum(map(max, losses)) > limit:
-                        self.crowded.add(at)
-                        for t in several:
-                            most[t] = min(most[t], _most_within(here, t, n, limit))
+                if gres_type in node.holes:
+                    self._hull(n, node.spare(gres_type) or 0, several)
+
+    def _kind(self, options: tuple[Option, ...]) -> _Kind:
+        # The options are kept by the tables, so that the number of one object is its own.
+        found = self._kinds.get(id(options))
+        if found is None:
+            offers = tuple((o.supply, o.loss, o.cost) for o in options)
+            best = (max(o.supply[n] for o in options) for n in range(self._types))
+            losses = tuple(frozenset(o.loss[n] for o in options) for n in range(self._guarded))
+            found = self._kinds[id(options)] = _Kind(
+                options,
+                offers,
+                self._numbers.setdefault(offers, len(self._numbers)),
+                tuple((n, count) for n, count in enumerate(best) if count),
+                losses,
+                any(any(o.loss) for o in options),
+            )
+        return found
+
+    def _hull(self, guarded: int, limit: int, several: Sequence[int]) -> None:
+        """What the node last added can lose of a type that its hull needs."""
+        here, at = self.of_node[-1], len(self.of_node) - 1
+        losses = [kind.losses[guarded] for kind in here]
+        self.lost[at][guarded] = _most_lost(losses, limit)
+        if sum(map(max, losses)) > limit:
+            self.crowded.add(at)
+            offers = [kind.offers for kind in here]
+            most = self.most[at]
+            for gres_type in several:
+                if most[gres_type]:
+                    within = _most_within(offers, gres_type, guarded, limit)
+                    most[gres_type] = min(most[gres_type], within)
 
     def classed(
         self,
@@ -239,25 +315,28 @@ class _Survey:
         """The programme in which the nodes `apart` have classes and hulls of their own."""
         # Nodes are numbered after the pools, so that they cannot be taken for one another.
         first = len(pools.nodes)
-        numbers: dict[tuple[int, int, int, tuple[Offer, ...]], int] = {}
+        numbers: dict[tuple[int, int, int, int], int] = {}
+        classes: list[tuple[int, int, int, _Kind]] = []
         members: list[list[Member]] = []
-        for at, position, options, offers in self.entries:
+        for at, kinds in enumerate(self.of_node):
             pool, node = pools.of_node[at], at if at in apart else -1
-            loses = any(any(lost) for _, lost, _ in offers)
-            hulls = -1 if not loses else pool if node < 0 else first + at
-            number = numbers.setdefault((pool, hulls, node, offers), len(members))
-            if number == len(members):
-                members.append([])
-            members[number].append((at, position, options))
+            own = pool if node < 0 else first + at
+            for position, kind in enumerate(kinds):
+                hulls = own if kind.loses else -1
+                number = numbers.setdefault((pool, hulls, node, kind.number), len(members))
+                if number == len(members):
+                    members.append([])
+                    classes.append((pool, hulls, node, kind))
+                members[number].append((at, position, kind.options))
         spare: Counter[tuple[int, int]] = Counter()
         for at, lost in enumerate(self.lost):
             for n, most in lost.items():
                 spare[first + at if at in apart else pools.of_node[at], n] += most
-        classes = tuple(
-            GpuClass(pool, len(found), offers, hulls, node)
-            for (pool, hulls, node, offers), found in zip(numbers, members, strict=True)
+        made = tuple(
+            GpuClass(pool, len(found), kind.offers, hulls, node)
+            for (pool, hulls, node, kind), found in zip(classes, members, strict=True)
         )
-        programme = Programme(self._types, classes, tuple(groups), dict(spare), together)
+        programme = Programme(self._types, made, tuple(groups), dict(spare), together)
         return programme, tuple(map(tuple, members))
 
 
@@ -279,7 +358,7 @@ def _most_within(offers: Sequence[tuple[Offer, ...]], wanted: int, hull: int, li
     return max(best.values(), default=0)
 
 
-def _most_lost(losses: Sequence[set[int]], limit: int) -> int:
+def _most_lost(losses: Sequence[frozenset[int]], limit: int) -> int:
     """The most that a node's GPUs can lose together, one loss each, within the limit."""
     reached = 1
     for choices in losses:
@@ -312,18 +391,23 @@ class _Parts:
         self._close = tight and len(fleet.nodes) <= CLOSE
         self._known: dict[object, Part] = {}
 
-    def part(self, request: JobRequest) -> Part:
-        wants = tuple(sorted((self._number[t], n) for t, n in request.gpus.items()))
+    def of(self, sizes: Sequence[Size]) -> tuple[Part, ...]:
+        return tuple(map(self._part, sizes))
+
+    def _part(self, size: Size) -> Part:
+        request = size.example
+        wants = tuple(sorted((self._number[t], n) for t, n in size.gpus))
         load = (request.cpus, request.memory_mib) if self._close else ()
-        key = (self._pools.kind(request), wants, request.nodes, load)
+        key = (size.kind, wants, request.nodes, load)
         found = self._known.get(key)
         if found is None:
-            found = self._known[key] = self._part(request, wants)
+            found = self._known[key] = self._made(size, wants)
         return found
 
-    def _part(self, request: JobRequest, wants: tuple[tuple[int, int], ...]) -> Part:
+    def _made(self, size: Size, wants: tuple[tuple[int, int], ...]) -> Part:
+        request = size.example
         often: dict[int, int] = {}
-        for pool in self._pools.eligible(request):
+        for pool in self._pools.eligible(size):
             positions = self._pools.nodes[pool]
             if self._tight:
                 times = sum(self._times(at, request, wants) for at in positions)

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from slurm_mig.core import slots
 from slurm_mig.core.draft import NodeDraft
 from slurm_mig.core.model import (
-    Device,
     Gpu,
     JobRequest,
     Layout,
@@ -42,6 +41,8 @@ class Draft:
 
     gpu: Gpu
     shape: Shape
+    alike: Hashable = None
+    """Equal for GPUs that differ in nothing but what is on them."""
     busy: int = 0
     claimed: int = 0
     """Idle, but a waiting job starts on it as it is, or it is held for one."""
@@ -99,6 +100,8 @@ class Node:
     """By type: devices that are not busy."""
     room: dict[str, int] = field(default_factory=dict)
     """By busy type: how many free devices there can be at indexes in and beside its hull."""
+    spans: Sequence[slots.Hull] = ()
+    """Its hulls, by index."""
     gap: int = 0
     """The longest run of indexes between hulls: room for a type that is not busy."""
     gained: Counter[str] = field(default_factory=Counter)
@@ -155,6 +158,8 @@ class Node:
             gone = mine.shape.code(p for g, p in draft.destroyed if g == index)
             held = {p for g, p in (*draft.promised, *draft.claimed) if g == index and p is not None}
             kept = mine.shape.code(p for p in held if p in mine.gpu.layout) & mine.idle
+            for name, count in mine.shape.counts(gone & mine.idle).items():
+                self.idle_of[name] -= count
             mine.idle &= ~(gone | kept)
             mine.claimed |= kept
             if (
@@ -285,20 +290,9 @@ class Node:
             serves=list(self.serves),
         )
 
-    def arranged(self) -> tuple[Device, ...]:
-        """The slots after the change, guard left out. Raises ArrangementError (a hull)."""
-        total = len(self.view.slots) - 1
-        busy = {i: self.view.slots[i] for i in self.view.busy if i < total}
-        taken = {device.key for device in busy.values()}
-        return slots.arrange(total, busy, (d for d in self._devices() if d.key not in taken))
-
-    def _devices(self) -> Iterator[Device]:
-        for draft in self.drafts:
-            if draft.mig_after:
-                for number in draft.shape.numbers(draft.after & ~draft.foreign):
-                    yield slots.planned_device(draft.gpu.index, draft.shape.placements[number])
-            else:
-                yield Device(draft.whole_type, (), "", draft.gpu.index)
+    def arranged(self) -> None:
+        """Raises ArrangementError when the slots cannot be put in order after the change (a hull)."""
+        slots.order(len(self.view.slots) - 1, self.spans, self.idle_of)
 
 
 class Fleet:
@@ -319,6 +313,11 @@ class Fleet:
             for view in views
             if view.condition is NodeCondition.USABLE
         ]
+
+    @property
+    def timed(self) -> bool:
+        """Some node has a reservation to come: how long a job may run decides too."""
+        return any(node.view.slurm.reservations for node in self.nodes)
 
     @property
     def shapes(self) -> list[Shape]:
@@ -378,11 +377,9 @@ class Fleet:
             draft.withheld = draft.shape.code(held.placements) & draft.idle
             for placement in held.placements:
                 node.idle_of[placement.profile] += 1
-        _measure(node, spans, len(view.slots) - 1)
-        for gres_type, indexes in spans.items():
-            holes = indexes[-1] - indexes[0] + 1 - len(indexes)
-            if holes:
-                node.holes[gres_type] = holes
+        found = [slots.Hull(t, i[0], i[-1], len(i)) for t, i in spans.items()]
+        found.sort(key=lambda hull: hull.low)
+        _measure(node, found, len(view.slots) - 1)
         return node
 
     def _possible(self, drafts: Sequence[Draft]) -> frozenset[str]:
@@ -396,31 +393,44 @@ class Fleet:
 
     def _draft(self, gpu: Gpu, view: NodeView, baseline: Layout | None, frozen: str) -> Draft:
         shape = self._shape(gpu.profiles)
+        target = shape.code(p for p in baseline if p in shape.bit) if baseline else 0
+        whole = view.whole_types.get(gpu.index) or _whole_type(gpu, view)
+        frozen = frozen or self._frozen_gpus.get((view.name, gpu.index), "")
+        switchable = gpu.index in view.switchable
+        resets = gpu.mode_needs_reset
+        busy = idle = 0
+        for instance in gpu.instances:
+            if instance.pids:
+                busy |= shape.bit[instance.placement]
+            else:
+                idle |= shape.bit[instance.placement]
         foreign = shape.code(gpu.foreign)
         return Draft(
             gpu,
             shape,
-            idle=shape.code(i.placement for i in gpu.instances if not i.pids) & ~foreign,
-            busy=shape.code(i.placement for i in gpu.instances if i.pids) | foreign,
+            (id(shape), target, whole, gpu.mig, switchable, resets, bool(frozen)),
+            busy | foreign,
+            idle=idle & ~foreign,
             foreign=foreign,
-            baseline=shape.code(p for p in baseline or () if p in shape.bit),
-            whole_type=view.whole_types.get(gpu.index, _whole_type(gpu, view)),
+            baseline=target,
+            whole_type=whole,
             whole_busy=not gpu.mig and bool(gpu.pids),
-            switchable=gpu.index in view.switchable,
-            frozen=frozen or self._frozen_gpus.get((view.name, gpu.index), ""),
+            switchable=switchable,
+            frozen=frozen,
         )
 
 
-def _measure(node: Node, spans: Mapping[str, Sequence[int]], total: int) -> None:
-    """The room beside each hull, and the longest gap."""
-    hulls = sorted((indexes[0], indexes[-1], gres_type) for gres_type, indexes in spans.items())
-    starts = [0, *(high + 1 for _, high, _ in hulls)]
-    ends = [*(low for low, _, _ in hulls), total]
+def _measure(node: Node, hulls: Sequence[slots.Hull], total: int) -> None:
+    """The holes of each hull, the room beside it, and the longest gap."""
+    node.spans = hulls
+    starts = [0, *(hull.high + 1 for hull in hulls)]
+    ends = [*(hull.low for hull in hulls), total]
     gaps = [end - start for start, end in zip(starts, ends, strict=True)]
     node.gap = max(gaps)
-    for n, (low, high, gres_type) in enumerate(hulls):
-        holes = high - low + 1 - len(spans[gres_type])
-        node.room[gres_type] = holes + gaps[n] + gaps[n + 1]
+    for n, hull in enumerate(hulls):
+        node.room[hull.type] = hull.holes + gaps[n] + gaps[n + 1]
+        if hull.holes:
+            node.holes[hull.type] = hull.holes
 
 
 def _whole_type(gpu: Gpu, view: NodeView) -> str:

@@ -12,8 +12,8 @@ from slurm_mig.core.model import JobRequest
 from slurm_mig.core.planning.classes import Problem, Tables
 from slurm_mig.core.planning.fleet import Fleet, Node
 from slurm_mig.core.planning.options import Option
-from slurm_mig.core.planning.placing import Places, Size, size_of
-from slurm_mig.core.planning.units import Pools, Unit
+from slurm_mig.core.planning.placing import Places
+from slurm_mig.core.planning.units import Pools, Size, Unit
 from slurm_mig.errors import ArrangementError
 
 TRIES = 400
@@ -51,15 +51,14 @@ class Mender:
 
     def _reshape(self, unit: Unit) -> bool:
         """Place the unit by changes that cost less than it is worth."""
-        sizes = tuple(size_of(r, self._pools) for r in unit.requests)
-        if sizes in self._hopeless or any(t not in self._number for r in unit.requests
-                                          for t in r.gpus):  # fmt: skip
+        sizes = unit.sizes
+        if sizes in self._hopeless or any(t not in self._number for s in sizes for t, _ in s.gpus):
             return False
         tried: dict[int, Node] = {}
         chosen: list[tuple[int, JobRequest]] = []
         cost = 0
-        for request in unit.requests:
-            found = sorted(self._trials(request, tried), key=lambda trial: trial[:2])
+        for request, size in zip(unit.requests, sizes, strict=True):
+            found = sorted(self._trials(size, tried), key=lambda trial: trial[:2])
             if len(found) < request.nodes:
                 self._hopeless.add(sizes)
                 return False
@@ -77,11 +76,12 @@ class Mender:
             self._fleet.nodes[at].serves.append(request.job_id)
         return True
 
-    def _trials(self, request: JobRequest, tried: dict[int, Node]) -> Iterator[Trial]:
-        """Nodes that fit one share of the request, as they are or changed; enough of them."""
-        wanted = [(self._number[t], n) for t, n in request.gpus.items()]
+    def _trials(self, size: Size, tried: dict[int, Node]) -> Iterator[Trial]:
+        """Nodes that fit one share of such a job, as they are or changed; enough of them."""
+        request = size.example
+        wanted = [(self._number[t], n) for t, n in size.gpus]
         found = 0
-        for pool in self._pools.eligible(request):
+        for pool in self._pools.eligible(size):
             for at in self._pools.nodes[pool]:
                 # Components of a heterogeneous job never share a node.
                 if at in tried or any(self._most[at][t] < n for t, n in wanted):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from slurm_mig.core.planning.shapes import Shape
 from slurm_mig.core.planning.weights import Weights
@@ -24,8 +25,7 @@ Offer = tuple[Supply, Loss, int]
 """What an option offers, what hulls lose by it, and what it costs: all that the programme sees."""
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """A GPU, as far as its options depend on it. Sets of placements are the shape's codes."""
 
     fixed: int = 0

@@ -11,17 +11,9 @@ from collections.abc import Collection, Iterator
 
 from slurm_mig.core.model import JobRequest
 from slurm_mig.core.planning.fleet import Fleet
-from slurm_mig.core.planning.units import Kind, Pools, Unit
-
-Size = tuple[Kind, tuple[tuple[str, int], ...], int, int, int]
-"""All that decides whether a job fits: kind, gpus, nodes, CPUs, memory."""
+from slurm_mig.core.planning.units import Pools, Size, Unit
 
 NOWHERE: deque[int] = deque()
-
-
-def size_of(request: JobRequest, pools: Pools) -> Size:
-    gpus = tuple(sorted(request.gpus.items()))
-    return pools.kind(request), gpus, request.nodes, request.cpus, request.memory_mib
 
 
 class Places:
@@ -55,14 +47,13 @@ class Places:
 
     def place(self, unit: Unit) -> bool:
         """Claim nodes for the whole unit; False (and nothing claimed) when it does not fit."""
-        sizes = [size_of(r, self._pools) for r in unit.requests]
-        if any(size in self._hopeless for size in sizes):
+        if not self._hopeless.isdisjoint(unit.sizes):
             return False
-        if len(sizes) > 1:
+        if len(unit.sizes) > 1:
             return self._together(unit)
-        found = self._find(unit.requests[0])
+        found = self._find(unit.sizes[0])
         if found is None:
-            self._hopeless.add(sizes[0])
+            self._hopeless.add(unit.sizes[0])
             return False
         for position in found:
             self._claim(position, unit.requests[0])
@@ -77,8 +68,8 @@ class Places:
         """Nodes for every component. Slurm's backfill, which alone starts heterogeneous jobs, plans
         them node by node: components never share one (docs/facts.md)."""
         chosen: list[tuple[int, JobRequest]] = []
-        for request in unit.requests:
-            found = self._find(request, {position for position, _ in chosen})
+        for request, size in zip(unit.requests, unit.sizes, strict=True):
+            found = self._find(size, {position for position, _ in chosen})
             if found is None:
                 return False
             chosen += [(position, request) for position in found]
@@ -86,19 +77,19 @@ class Places:
             self._claim(position, request)
         return True
 
-    def _find(self, request: JobRequest, taken: Collection[int] = ()) -> list[int] | None:
-        """So many nodes as the request asks for, each of which fits its share."""
+    def _find(self, size: Size, taken: Collection[int] = ()) -> list[int] | None:
+        """So many nodes as jobs of the size ask for, each of which fits its share."""
         found: list[int] = []
-        for position in self._candidates(request):
-            if position not in taken and self._nodes[position].fits(request):
+        for position in self._candidates(size):
+            if position not in taken and self._nodes[position].fits(size.example):
                 found.append(position)
-                if len(found) == request.nodes:
+                if len(found) == size.example.nodes:
                     return found
         return None
 
-    def _candidates(self, request: JobRequest) -> Iterator[int]:
-        for pool in self._pools.eligible(request):
-            lists = [(self._having.get((pool, t), NOWHERE), t) for t in request.gpus]
+    def _candidates(self, size: Size) -> Iterator[int]:
+        for pool in self._pools.eligible(size):
+            lists = [(self._having.get((pool, t), NOWHERE), t) for t, _ in size.gpus]
             shortest, gres_type = min(lists, key=lambda entry: len(entry[0]))
             while shortest and not self._nodes[shortest[0]].free.get(gres_type):
                 shortest.popleft()

@@ -29,10 +29,10 @@ from slurm_mig.core.model import (
 from slurm_mig.core.planning import highs, reasons
 from slurm_mig.core.planning.classes import CLOSE, problem
 from slurm_mig.core.planning.fleet import Fleet, Node
-from slurm_mig.core.planning.placing import Places, Size, size_of
+from slurm_mig.core.planning.placing import Places
 from slurm_mig.core.planning.programme import Programme, Solution
 from slurm_mig.core.planning.stage import Staged, Task, stage
-from slurm_mig.core.planning.units import Pools, Unit, pools_of, slices_of, units_of
+from slurm_mig.core.planning.units import Pools, Size, Unit, pools_of, units_of
 from slurm_mig.core.planning.weights import Weights
 from slurm_mig.errors import ArrangementError
 
@@ -101,9 +101,9 @@ class _Planning:
         self._held: dict[int, str] = {}
         self._given: set[int] = set()
         self._fleet = Fleet(views, baselines, rules.frozen, rules.frozen_gpus)
-        self._pools = Pools((), (), {}, timed=False)
+        self._pools = Pools((), (), {})
         self._nodes: dict[str, Node] = {}
-        self._impossible: dict[tuple[str, frozenset[str]], str] = {}
+        self._impossible: dict[tuple[str, tuple[tuple[str, int], ...]], str] = {}
         self._looks = EXPLAINED
         self._refusals: dict[int, Refusal] = {}
 
@@ -142,9 +142,8 @@ class _Planning:
 
     def _units(self) -> list[Unit]:
         most = sum(len(view.slots) for view in self._views)
-        slices = slices_of(self._fleet)
         wanted = [r for r in self._requests if r.job_id not in self._given]
-        return units_of(wanted, slices, self._rules.weights, most)
+        return units_of(wanted, self._fleet, self._rules.weights, most)
 
     def _holdings(self) -> None:
         """Serve the jobs for which instances are withheld if that is possible now; else go on
@@ -179,7 +178,7 @@ class _Planning:
         kept = []
         for unit in units:
             request = unit.requests[0]
-            at = None if unit.several else _where(request, pools, self._fleet, soon)
+            at = None if unit.several else _where(unit.sizes[0], pools, self._fleet, soon)
             if at is None:
                 kept.append(unit)
                 continue
@@ -226,9 +225,10 @@ class _Planning:
         coarse = problem(self._fleet, pools, units, weights)
         bound = self._solve(coarse.programme, 0.0)
         task = Task(pools, units, coarse, bound, weights, self._solve)
-        found = [stage(self._fleet.copy(), task, hard_first=False)]
+        found = []
         if len(self._fleet.nodes) <= CLOSE and any(unit.several for unit in units):
             found.append(stage(self._fleet.copy(), task, hard_first=True))
+        found.insert(0, stage(self._fleet, task, hard_first=False))
         best = max(found, key=lambda staged: staged.value)
         worth = sum(unit.value for unit in best.served)
         quality = Quality(
@@ -254,33 +254,32 @@ class _Planning:
 
     def _explain(self, left: Sequence[Unit]) -> None:
         """Why each job gets nothing, and what is withheld for it until it can."""
-        known: dict[Size, str] = {}
+        known: dict[tuple[Size, ...], str] = {}
         order = {id(r): n for n, r in enumerate(self._requests)}
         waiting = len(self._held)
         for unit in sorted(left, key=lambda u: order[id(u.requests[0])]):
             request = unit.requests[0]
             if request.job_id in self._refusals:
                 continue
-            size = size_of(request, self._pools)
-            if size not in known:
-                known[size] = self._reason(unit)
+            if unit.sizes not in known:
+                known[unit.sizes] = self._reason(unit)
             waits = self._held.get(request.job_id, "")
             if not waits and waiting < self._rules.withhold_jobs and not request.het_job:
-                waits = self._wait(request)
+                waits = self._wait(unit.sizes[0], request)
                 waiting += bool(waits)
-            self._refuse(unit, "; ".join(filter(None, (known[size], waits))))
+            self._refuse(unit, "; ".join(filter(None, (known[unit.sizes], waits))))
 
     def _reason(self, unit: Unit) -> str:
         """Why one job of its kind gets nothing."""
         found: list[str] = []
-        for request in unit.requests:
-            key = (request.partition, frozenset(request.gpus))
+        for request, size in zip(unit.requests, unit.sizes, strict=True):
+            key = (request.partition, size.gpus)
             if key not in self._impossible:
-                some = self._pools.eligible(request)
+                some = self._pools.eligible(size)
                 self._impossible[key] = "" if some else reasons.impossible(self._views, request)
             if self._impossible[key]:
                 return self._impossible[key]
-            names = self._near(request)
+            names = self._near(size)
             if self._looks < len(names):
                 return "no room: jobs of more weight come first"
             self._looks -= len(names)
@@ -299,21 +298,20 @@ class _Planning:
             )
         return "; ".join(said)
 
-    def _near(self, request: JobRequest) -> list[str]:
+    def _near(self, size: Size) -> list[str]:
         """The nodes to look at: all, or the first ones that the job could run on."""
-        names = [v.name for v in self._views]
-        if len(names) <= CLOSE:
-            return names
+        if len(self._views) <= CLOSE:
+            return [v.name for v in self._views]
         able = (
             self._fleet.nodes[at].name
-            for pool in self._pools.eligible(request)
+            for pool in self._pools.eligible(size)
             for at in self._pools.nodes[pool]
         )
-        return list(itertools.islice(able, LOOKED_AT)) or names[:1]
+        return list(itertools.islice(able, LOOKED_AT)) or [self._views[0].name]
 
-    def _wait(self, request: JobRequest) -> str:
+    def _wait(self, size: Size, request: JobRequest) -> str:
         """Withhold for the job where it can run first, or fence; why it waits."""
-        nearby = {n: self._drafts[n] for n in self._near(request) if not self._frozen(n)}
+        nearby = {n: self._drafts[n] for n in self._near(size) if not self._frozen(n)}
         waits = planner.wait_for(nearby, request, self._fences)
         self._drafts.update(nearby)
         return waits
@@ -370,14 +368,13 @@ def _ending(node: Node, until: float) -> Counter[str]:
 
 
 def _where(
-    request: JobRequest, pools: Pools, fleet: Fleet, soon: Sequence[Counter[str]]
+    size: Size, pools: Pools, fleet: Fleet, soon: Sequence[Counter[str]]
 ) -> int | None:
     """A node on which the job can start when what ends soon has ended."""
-    for pool in pools.eligible(request):
+    for pool in pools.eligible(size):
         for at in pools.nodes[pool]:
             if any(soon[at].values()) and all(
-                soon[at][t] + len(fleet.nodes[at].free.get(t, ())) >= n
-                for t, n in request.gpus.items()
+                soon[at][t] + len(fleet.nodes[at].free.get(t, ())) >= n for t, n in size.gpus
             ):
                 return at
     return None

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from slurm_mig.core.planning.classes import Member, Problem, problem
+from slurm_mig.core.planning.classes import Member, Problem, problem, refined
 from slurm_mig.core.planning.fleet import Fleet, Node
 from slurm_mig.core.planning.mending import Mender
 from slurm_mig.core.planning.placing import Places
@@ -68,8 +68,11 @@ def stage(fleet: Fleet, task: Task, *, hard_first: bool = True) -> Staged:
         Mender(fleet, task.pools, task.coarse, places).mend(hard, found.served)
     fine, solution = task.coarse, task.bound
     if hard or task.coarse.crowded:
-        rest = [u for u in task.units if not (hard_first and u.several)]
-        fine = problem(fleet, task.pools, rest, task.weights, fine=True)
+        if hard_first:
+            rest = [unit for unit in task.units if not unit.several]
+            fine = problem(fleet, task.pools, rest, task.weights, fine=True)
+        else:
+            fine = refined(task.coarse, fleet, task.pools, task.weights)
         solution = task.solve(fine.programme, FINE_GAP)
     found.refused_by_hulls = _Assignment(fleet, fine, solution).give()
     places.refresh()

@@ -14,7 +14,18 @@ from slurm_mig.core.planning.fleet import Fleet
 from slurm_mig.core.planning.weights import Weights, level
 
 Kind = tuple[Hashable, ...]
-"""All that decides on which nodes a job may run at all: see `Pools.kind`."""
+"""All that decides on which nodes a job may run at all."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Size:
+    """All that decides where a job fits. Of each there is one object, so that thousands of jobs
+    are told apart by identity."""
+
+    kind: Kind
+    gpus: tuple[tuple[str, int], ...]
+    example: JobRequest
+    """One of the jobs, for its nodes, CPUs and memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +36,8 @@ class Unit:
     requests: tuple[JobRequest, ...]
     value: int
     """Points for serving it."""
+    sizes: tuple[Size, ...]
+    """Of each of its requests."""
 
     @property
     def job_id(self) -> int:
@@ -46,28 +59,38 @@ class Pools:
     nodes: tuple[tuple[int, ...], ...]
     """Positions of the nodes of each pool."""
     admitting: Mapping[Kind, tuple[int, ...]]
-    timed: bool
-    """Some node has a reservation to come: how long a job may run decides too."""
 
-    def kind(self, request: JobRequest) -> Kind:
-        return _kind(request, timed=self.timed)
-
-    def eligible(self, request: JobRequest) -> tuple[int, ...]:
-        """The pools that the job may use."""
-        return self.admitting.get(self.kind(request), ())
+    def eligible(self, size: Size) -> tuple[int, ...]:
+        """The pools that jobs of the size may use."""
+        return self.admitting.get(size.kind, ())
 
 
-def _kind(request: JobRequest, *, timed: bool) -> Kind:
-    return (
-        request.partition,
-        request.features,
-        request.required_nodes,
-        request.excluded_nodes,
-        request.reservation,
-        request.exclusive,
-        request.time_limit_s if timed else 0,
-        frozenset(request.gpus),
-    )
+class _Sizes:
+    """Finds each request's size."""
+
+    def __init__(self, *, timed: bool) -> None:
+        self._timed = timed
+        self._known: dict[Hashable, Size] = {}
+
+    def of(self, request: JobRequest) -> Size:
+        gpus = tuple(request.gpus.items())
+        if len(gpus) > 1:
+            gpus = tuple(sorted(gpus))
+        kind = (
+            request.partition,
+            request.features,
+            request.required_nodes,
+            request.excluded_nodes,
+            request.reservation,
+            request.exclusive,
+            request.time_limit_s if self._timed else 0,
+            tuple(t for t, _ in gpus),
+        )
+        key = (kind, gpus, request.nodes, request.cpus, request.memory_mib)
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = Size(kind, gpus, request)
+        return found
 
 
 def admits(node: SlurmNode, request: JobRequest) -> bool:
@@ -98,35 +121,32 @@ def slices_of(fleet: Fleet) -> dict[str, int]:
 
 
 def units_of(
-    requests: Sequence[JobRequest],
-    slices: Mapping[str, int],
-    weights: Weights,
-    most_tasks: int = 1 << 20,
+    requests: Sequence[JobRequest], fleet: Fleet, weights: Weights, most_tasks: int = 1 << 20
 ) -> list[Unit]:
     """Requests to units, in their order, with what each is worth; of an array no more tasks than
     `most_tasks`."""
-    together: dict[tuple[str, int], list[JobRequest]] = {}
+    together: dict[tuple[bool, int], list[JobRequest]] = {}
     for n, request in enumerate(requests):
         # Slurm starts a heterogeneous job whole or not at all.
-        key = ("het", request.het_job) if request.het_job else ("job", n)
+        key = (True, request.het_job) if request.het_job else (False, n)
         together.setdefault(key, []).append(request)
     highest = max((r.priority for r in requests), default=0)
+    slices, sizes = slices_of(fleet), _Sizes(timed=fleet.timed)
     units = []
     for parts in together.values():
-        size = sum(r.nodes * n * slices.get(t, 1) for r in parts for t, n in r.gpus.items())
-        points = weights.job * level(parts[0].priority, highest) * size
+        amount = sum(r.nodes * n * slices.get(t, 1) for r in parts for t, n in r.gpus.items())
+        points = weights.job * level(parts[0].priority, highest) * amount
         tasks = max(1, min(parts[0].tasks, most_tasks))
-        units += [Unit(tuple(parts), points) for _ in range(tasks)]
+        units += [Unit(tuple(parts), points, tuple(map(sizes.of, parts)))] * tasks
     return units
 
 
 def pools_of(fleet: Fleet, units: Sequence[Unit]) -> Pools:
     """The nodes by what may run on them."""
-    timed = any(node.view.slurm.reservations for node in fleet.nodes)
+    sizes = dict.fromkeys(size for unit in units for size in unit.sizes)
     kinds: dict[Kind, JobRequest] = {}
-    for unit in units:
-        for request in unit.requests:
-            kinds.setdefault(_kind(request, timed=timed), request)
+    for size in sizes:
+        kinds.setdefault(size.kind, size.example)
     wanted = list(kinds.values())
     named = frozenset(n for r in wanted for n in r.required_nodes | r.excluded_nodes)
     known: dict[Hashable, frozenset[int]] = {}
@@ -152,4 +172,4 @@ def pools_of(fleet: Fleet, units: Sequence[Unit]) -> Pools:
         key: tuple(pool for admitted, pool in numbers.items() if n in admitted)
         for n, key in enumerate(kinds)
     }
-    return Pools(tuple(pool_of), tuple(map(tuple, pools)), admitting, timed)
+    return Pools(tuple(pool_of), tuple(map(tuple, pools)), admitting)
