@@ -273,6 +273,8 @@ class SlurmNode:
     def promised(self) -> frozenset[int]:
         """Indexes that coming reservations need: as many of each type as they hold. Slurm does not
         keep them: when their type is gone, the reservation begins and its jobs wait."""
+        if not self.reservations:
+            return frozenset()
         types = [t for t, n in self.gres.items() for _ in range(n)]
         taken, found = self.allocated, set()
         for reservation in self.reservations:
@@ -329,6 +331,8 @@ class NodeView:
             (gpu.index, i.placement) for gpu in self.gpus for i in gpu.instances if i.pids
         }
         by_key |= {(gpu.index, None) for gpu in self.gpus if gpu.pids}
+        if not by_key:
+            return frozenset()
         return frozenset(
             n
             for n, device in enumerate(self.slots)

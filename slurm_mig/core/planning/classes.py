@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from slurm_mig.core.model import JobRequest
@@ -83,7 +83,7 @@ class Tables:
         self._of_shape: dict[int, OptionTable] = {}
         self._number = {t: n for n, t in enumerate(types)}
         self._guard = {t: n for n, t in enumerate(guarded)}
-        self._wanted: dict[frozenset[str], list[tuple[int, str]]] = {}
+        self._wanted: dict[frozenset[Hashable], list[tuple[int, str, int]]] = {}
         self._known: dict[object, tuple[Option, ...]] = {}
 
     def of_node(self, node: Node) -> list[tuple[Option, ...]]:
@@ -94,13 +94,19 @@ class Tables:
     def _growth(self, node: Node) -> tuple[int, ...]:
         if not self._tight:
             return ()
-        wanted = self._wanted.get(node.possible)
+        wanted = self._wanted.get(node.kinds)
         if wanted is None:
-            wanted = [(n, t) for n, t in enumerate(self.types) if t in node.possible]
-            self._wanted[node.possible] = wanted
-        found = [MOST] * len(self.types)
-        for n, gres_type in wanted:
-            found[n] = max(0, min(MOST, node.growth(gres_type)))
+            shapes = [draft.shape for draft in node.drafts]
+            wanted = [
+                (n, t, max(shape.of_profile.get(t, 0).bit_count() for shape in shapes))
+                for n, t in enumerate(self.types)
+                if t in node.possible
+            ]
+            self._wanted[node.kinds] = wanted
+        found = [0] * len(self.types)
+        for n, gres_type, most in wanted:
+            # No more than its GPUs could ever use, so that more nodes are alike.
+            found[n] = max(0, min(most, node.growth(gres_type)))
         return tuple(found)
 
     def spares(self, node: Node) -> tuple[int, ...]:
@@ -390,6 +396,7 @@ class _Parts:
         self._tight = tight
         self._close = tight and len(fleet.nodes) <= CLOSE
         self._known: dict[object, Part] = {}
+        self._often: dict[object, int] = {}
 
     def of(self, sizes: Sequence[Size]) -> tuple[Part, ...]:
         return tuple(map(self._part, sizes))
@@ -408,13 +415,12 @@ class _Parts:
         request = size.example
         often: dict[int, int] = {}
         for pool in self._pools.eligible(size):
-            positions = self._pools.nodes[pool]
-            if self._tight:
-                times = sum(self._times(at, request, wants) for at in positions)
-            else:
-                times = min(sum(self._most[at][t] for at in positions) // n for t, n in wants)
-            if times:
-                often[pool] = times
+            load = (request.cpus, request.memory_mib) if self._close else ()
+            key = (pool, wants, load)
+            if key not in self._often:
+                self._often[key] = self._in_pool(self._pools.nodes[pool], request, wants)
+            if self._often[key]:
+                often[pool] = self._often[key]
         most = tuple(often.values()) if self._tight else ()
         apart: tuple[tuple[int, ...], ...] = ()
         if self._fine and any(n > 1 for _, n in wants):
@@ -423,6 +429,14 @@ class _Parts:
                 for pool in often
             )
         return Part(wants, request.nodes, tuple(often), most, apart)
+
+    def _in_pool(
+        self, positions: Sequence[int], request: JobRequest, wants: tuple[tuple[int, int], ...]
+    ) -> int:
+        """How often the nodes of a pool could have the request at most."""
+        if self._tight:
+            return sum(self._times(at, request, wants) for at in positions)
+        return min(sum(self._most[at][t] for at in positions) // n for t, n in wants)
 
     def _times(self, at: int, request: JobRequest, wants: tuple[tuple[int, int], ...]) -> int:
         """How often one node could have the request, with nothing else on it."""

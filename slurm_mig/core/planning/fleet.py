@@ -110,6 +110,8 @@ class Node:
     frozen: str = ""
     possible: frozenset[str] = frozenset()
     """Types that it has or could have."""
+    kinds: frozenset[Hashable] = frozenset()
+    """What GPUs it has."""
 
     @property
     def name(self) -> str:
@@ -307,7 +309,7 @@ class Fleet:
     ) -> None:
         self._frozen_gpus = frozen_gpus or {}
         self._shapes: dict[tuple[Profile, ...], Shape] = {}
-        self._possible_of: dict[frozenset[tuple[int, str, bool, bool]], frozenset[str]] = {}
+        self._possible_of: dict[frozenset[Hashable], frozenset[str]] = {}
         self.nodes = [
             self._node(view, baselines.get(view.name, {}), frozen.get(view.name, ""))
             for view in views
@@ -343,13 +345,10 @@ class Fleet:
             view, drafts, slurm.cpus - slurm.cpus_alloc, slurm.memory_mib - slurm.memory_alloc_mib,
             frozen=frozen,
         )  # fmt: skip
-        node.possible = self._possible(drafts)
+        node.kinds = frozenset((id(d.shape), d.whole_type, d.gpu.mig, d.switchable) for d in drafts)
+        node.possible = self._possible(node.kinds, drafts)
         position = {draft.gpu.index: n for n, draft in enumerate(drafts)}
-        busy = (
-            view.busy
-            if any(i.pids for g in view.gpus for i in g.instances) or any(g.pids for g in view.gpus)
-            else view.slurm.busy
-        )
+        busy = view.busy
         spans: dict[str, list[int]] = {}
         for index, device in enumerate(view.slots):
             at = position.get(device.gpu)
@@ -382,8 +381,9 @@ class Fleet:
         _measure(node, found, len(view.slots) - 1)
         return node
 
-    def _possible(self, drafts: Sequence[Draft]) -> frozenset[str]:
-        kinds = frozenset((id(d.shape), d.whole_type, d.gpu.mig, d.switchable) for d in drafts)
+    def _possible(
+        self, kinds: frozenset[Hashable], drafts: Sequence[Draft]
+    ) -> frozenset[str]:
         found = self._possible_of.get(kinds)
         if found is None:
             cut = {name for d in drafts if d.gpu.mig or d.switchable for name in d.shape.profiles}

@@ -27,6 +27,10 @@ class Size:
     example: JobRequest
     """One of the jobs, for its nodes, CPUs and memory."""
 
+    def slices(self, of_type: Mapping[str, int]) -> int:
+        """Compute slices that one such job gets."""
+        return self.example.nodes * sum(n * of_type.get(t, 1) for t, n in self.gpus)
+
 
 @dataclass(frozen=True, slots=True)
 class Unit:
@@ -131,13 +135,15 @@ def units_of(
         key = (True, request.het_job) if request.het_job else (False, n)
         together.setdefault(key, []).append(request)
     highest = max((r.priority for r in requests), default=0)
-    slices, sizes = slices_of(fleet), _Sizes(timed=fleet.timed)
+    known = _Sizes(timed=fleet.timed)
+    slices = slices_of(fleet)
     units = []
     for parts in together.values():
-        amount = sum(r.nodes * n * slices.get(t, 1) for r in parts for t, n in r.gpus.items())
+        sizes = tuple(map(known.of, parts))
+        amount = sum(size.slices(slices) for size in sizes)
         points = weights.job * level(parts[0].priority, highest) * amount
         tasks = max(1, min(parts[0].tasks, most_tasks))
-        units += [Unit(tuple(parts), points, tuple(map(sizes.of, parts)))] * tasks
+        units += [Unit(tuple(parts), points, sizes)] * tasks
     return units
 
 
