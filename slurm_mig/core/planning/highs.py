@@ -5,6 +5,7 @@ One thread and a fixed seed: the same programme gives the same solution.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from slurm_mig.core.planning import programme
@@ -36,7 +37,10 @@ def solve(problem: Programme, time_limit_s: float, rel_gap: float = 0.0) -> Solu
     return programme.solution(problem, columns, values, gap, built)
 
 
-def run(built: Matrix, time_limit_s: float, rel_gap: float) -> tuple[list[float], float]:
+def run(
+    built: Matrix, time_limit_s: float, rel_gap: float, options: Mapping[str, Any] = OPTIONS
+) -> tuple[list[float], float]:
+    """Values of the columns, and the gap. Raises SlurmMigError."""
     try:
         import highspy
     except ImportError as error:
@@ -46,7 +50,7 @@ def run(built: Matrix, time_limit_s: float, rel_gap: float) -> tuple[list[float]
     limits = {"time_limit": time_limit_s, "mip_rel_gap": rel_gap}
     # Not highspy.Highs, which prints a banner to standard output as soon as it is made (1.16).
     solver = highspy._Highs()  # type: ignore[attr-defined]
-    for name, value in {**OPTIONS, **limits}.items():
+    for name, value in {**options, **limits}.items():
         solver.setOptionValue(name, value)
     solver.passModel(_model(highspy, built))
     solver.run()

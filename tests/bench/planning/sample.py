@@ -87,7 +87,10 @@ class Sample:
     requests: tuple[JobRequest, ...]
 
 
-def sample(gpus: int, jobs: int, seed: int = 1, busy: float = 0.6) -> Sample:
+def sample(
+    gpus: int, jobs: int, seed: int = 1, busy: float = 0.6, *, scattered: bool = False
+) -> Sample:
+    """`scattered`: what is busy is so anywhere, whatever its size."""
     dice = random.Random(seed)
     views: list[NodeView] = []
     left = gpus
@@ -95,11 +98,13 @@ def sample(gpus: int, jobs: int, seed: int = 1, busy: float = 0.6) -> Sample:
         model, count, _ = dice.choices(MODELS, [m[2] for m in MODELS])[0]
         count = min(count, left)
         left -= count
-        views.append(_node(dice, f"n{len(views)}", model, count, busy))
+        views.append(_node(dice, f"n{len(views)}", model, count, busy, scattered=scattered))
     return Sample(tuple(views), _queue(dice, views, jobs))
 
 
-def _node(dice: random.Random, name: str, model: str, count: int, busy: float) -> NodeView:
+def _node(
+    dice: random.Random, name: str, model: str, count: int, busy: float, *, scattered: bool
+) -> NodeView:
     profiles = profiles_of(model)
     by_slices = plain(profiles)
     usual = LAYOUTS[max(by_slices)]
@@ -115,7 +120,8 @@ def _node(dice: random.Random, name: str, model: str, count: int, busy: float) -
     total = sum(g.capacity for g in gpus)
     devices = [d for g in gpus for d in slots.devices_of(g, "")]
     arranged = slots.with_files(slots.arrange(total, {}, devices), gpus, "/caps")
-    taken = _busy(dice, [d.type for d in arranged], busy)
+    choose = _anywhere if scattered else _busy
+    taken = choose(dice, [d.type for d in arranged], busy)
     held = tuple(
         Allocation(10**6 + 1000 * n + i, "someone", frozenset({i}))
         for n, i in enumerate(sorted(taken))
@@ -173,6 +179,12 @@ def _busy(dice: random.Random, types: list[str], share: float) -> set[int]:
     wanted = max(0, round((len(small) + len(large)) * share) - len(large))
     filled = small[: min(len(small), wanted + len(small) // 5)]
     return large | set(dice.sample(filled, min(wanted, len(filled))))
+
+
+def _anywhere(dice: random.Random, types: list[str], share: float) -> set[int]:
+    """Indexes that jobs have, at random."""
+    there = [i for i, gres_type in enumerate(types) if not is_filler(gres_type)]
+    return set(dice.sample(there, round(len(there) * share)))
 
 
 def _queue(dice: random.Random, views: list[NodeView], jobs: int) -> tuple[JobRequest, ...]:

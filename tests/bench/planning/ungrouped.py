@@ -1,20 +1,27 @@
-"""The same problem without classes and groups: a variable for each GPU and placement, and each job.
+"""The same problem without classes, groups and pools: a variable for each GPU and placement, and
+for each job and node.
 
 What a straightforward model looks like, for the benchmark to compare with, with the same objective
-and the same limits. Written for HiGHS and for CP-SAT alike.
+and the same limits; CPUs, memory and what hulls can spare are each node's. Written for HiGHS and
+for CP-SAT alike.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from slurm_mig.core.planning import programme
-from slurm_mig.core.planning.classes import Problem
+from slurm_mig.core.planning.classes import Tables
 from slurm_mig.core.planning.fleet import Draft, Fleet, Node
 from slurm_mig.core.planning.highs import run
-from slurm_mig.core.planning.programme import Entries, Group, Programme
-from slurm_mig.core.planning.units import Pools
+from slurm_mig.core.planning.programme import Entries, Matrix
+from slurm_mig.core.planning.units import Pools, Unit
 from slurm_mig.core.planning.weights import Weights
+
+INFINITE = float("inf")
+
+AS_IT_COMES = {"output_flag": False, "threads": 1, "random_seed": 0, "mip_abs_gap": 0.5}
+"""HiGHS's options for this model: its own defaults, on one thread, and the same end."""
 
 
 @dataclass(frozen=True)
@@ -26,54 +33,53 @@ class Answer:
     proven: bool
 
 
-def _job_by_job(given: Programme) -> Programme:
-    groups = tuple(
-        Group(group.parts, ((value, 1),))
-        for group in given.groups
-        for value, count in group.tiers
-        for _ in range(count)
-    )
-    return replace(given, groups=groups)
-
-
 class Ungrouped:
-    """The matrix of the ungrouped model."""
+    """The matrix of the ungrouped model: a variable for each GPU and placement, and for each job
+    and node."""
 
-    def __init__(self, fleet: Fleet, pools: Pools, problem: Problem, weights: Weights) -> None:
+    def __init__(
+        self, fleet: Fleet, pools: Pools, units: Sequence[Unit], tables: Tables, weights: Weights
+    ) -> None:
+        self.matrix = Matrix()
+        self.constant = 0
         self._weights = weights
-        self._tables = problem.tables
+        self._tables = tables
+        self._pools = pools
         self._supply: dict[tuple[int, int], Entries] = {}
+        """By node and type."""
         self._loss: dict[tuple[int, int], Entries] = {}
-        # The jobs' side: a programme without classes, whose supply rows are then given ours.
-        jobs = _job_by_job(problem.programme)
-        empty = Programme(jobs.types, (), jobs.groups, {}, jobs.together)
-        self.matrix, _ = programme.matrix(empty)
-        self._rows = self._demand_rows(jobs)
+        self._load: dict[tuple[int, str], Entries] = {}
         for at, node in enumerate(fleet.nodes):
-            spares = self._tables.spares(node)
             for draft in node.drafts:
-                self._gpu(pools.of_node[at], node, draft, spares)
-        for key, entries in self._supply.items():
-            if key in self._rows:
-                self.matrix.rows[self._rows[key]] += entries
-        for key, entries in self._loss.items():
-            self.matrix.row(-float("inf"), jobs.spare[key], entries)
+                self._gpu(at, node, draft)
+        for unit in units:
+            self._unit(fleet, unit)
+        for entries in self._supply.values():
+            self.matrix.row(0, INFINITE, entries)
+        for (at, n), entries in self._loss.items():
+            self.matrix.row(-INFINITE, fleet.nodes[at].spare(tables.guarded[n]) or 0, entries)
+        for (at, what), entries in self._load.items():
+            node = fleet.nodes[at]
+            self.matrix.row(-INFINITE, node.cpus if what == "cpus" else node.memory_mib, entries)
 
-    def _demand_rows(self, jobs: Programme) -> dict[tuple[int, int], int]:
-        """The row of each pool and type: the last ones, in sorted order."""
-        keys = sorted(
-            {
-                (pool, gres_type)
-                for group in jobs.groups
-                for part in group.parts
-                for pool in part.pools
-                for gres_type, _ in part.wants
-            }
-        )
-        first = len(self.matrix.rows) - len(keys)
-        return {key: first + n for n, key in enumerate(keys)}
+    def _unit(self, fleet: Fleet, unit: Unit) -> None:
+        """One job: served or not, and where."""
+        number = {t: n for n, t in enumerate(self._tables.types)}
+        served = self.matrix.column(-unit.value, 1, whole=True)
+        for size in unit.sizes:
+            request = size.example
+            here: Entries = []
+            for pool in self._pools.eligible(size):
+                for at in self._pools.nodes[pool]:
+                    column = self.matrix.column(0, 1, whole=True)
+                    here.append((column, 1))
+                    for t, n in size.gpus:
+                        self._supply.setdefault((at, number[t]), []).append((column, -n))
+                    self._load.setdefault((at, "cpus"), []).append((column, request.cpus))
+                    self._load.setdefault((at, "memory"), []).append((column, request.memory_mib))
+            self.matrix.row(0, 0, [*here, (served, -request.nodes)])
 
-    def _gpu(self, pool: int, node: Node, draft: Draft, spares: list[int]) -> None:
+    def _gpu(self, at: int, node: Node, draft: Draft) -> None:
         """One GPU: a variable for each placement that may be there afterwards."""
         shape, weights = draft.shape, self._weights
         wanted = [n for n, t in enumerate(self._tables.types) if t in shape.profiles]
@@ -96,17 +102,24 @@ class Ungrouped:
         for n in wanted:
             bits = shape.of_profile[self._tables.types[n]]
             entries = [(c, 1) for p, c in there.items() if bits >> p & 1]
-            self._supply.setdefault((pool, n), []).extend(entries)
-        self._hulls(pool, draft, there, spares)
+            self._supply.setdefault((at, n), []).extend(entries)
+            self._grows(node, n, (draft.idle & bits).bit_count(), entries)
+        self._hulls(at, draft, there, self._tables.spares(node))
+
+    def _grows(self, node: Node, n: int, before: int, entries: Entries) -> None:
+        """The slots have room for so many more of a type."""
+        most = before + max(0, node.growth(self._tables.types[n]))
+        if most < len(entries):
+            self.matrix.row(-INFINITE, most, entries)
 
     def _fits(self, draft: Draft, there: dict[int, int]) -> None:
         shape = draft.shape
         for memory in range(max(m.bit_length() for m in shape.memory)):
             entries = [(c, 1) for p, c in there.items() if shape.memory[p] >> memory & 1]
             if len(entries) > 1:
-                self.matrix.row(-float("inf"), 1, entries)
+                self.matrix.row(-INFINITE, 1, entries)
         left = shape.compute_slices - shape.compute_of(draft.fixed)
-        self.matrix.row(-float("inf"), left, [(c, shape.compute[p]) for p, c in there.items()])
+        self.matrix.row(-INFINITE, left, [(c, shape.compute[p]) for p, c in there.items()])
 
     def _changed(self, draft: Draft, there: dict[int, int]) -> None:
         """The GPU changes if anything is created; room shrinks by what is."""
@@ -116,9 +129,9 @@ class Ungrouped:
         for p, c in there.items():
             if draft.idle >> p & 1:
                 # An idle one that goes: 1 - c <= changed.
-                self.matrix.row(1, float("inf"), [(c, 1), (changed, 1)])
+                self.matrix.row(1, INFINITE, [(c, 1), (changed, 1)])
             else:
-                self.matrix.row(-float("inf"), 0, [(c, 1), (changed, -1)])
+                self.matrix.row(-INFINITE, 0, [(c, 1), (changed, -1)])
         taken = 0
         for p in shape.numbers(draft.fixed):
             taken |= shape.memory[p]
@@ -129,19 +142,19 @@ class Ungrouped:
                 free[size, mask] = self.matrix.column(0, 1, whole=True)
                 for p, c in new.items():
                     if shape.memory[p] & mask:
-                        self.matrix.row(-float("inf"), 1, [(free[size, mask], 1), (c, 1)])
+                        self.matrix.row(-INFINITE, 1, [(free[size, mask], 1), (c, 1)])
         below = 0
         for size in sorted({size for size, _ in free}):
             # One point for each slice by which the largest free placement is larger.
             level = self.matrix.column(-weights.room * (size - below), 1, whole=True)
             able = [(c, -1) for (s, _), c in free.items() if s >= size]
-            self.matrix.row(-float("inf"), 0, [(level, 1), *able])
+            self.matrix.row(-INFINITE, 0, [(level, 1), *able])
             below = size
         self.constant += weights.room * below + weights.destroy * draft.idle.bit_count()
 
-    constant: int = 0
-
-    def _hulls(self, pool: int, draft: Draft, there: dict[int, int], spares: list[int]) -> None:
+    def _hulls(
+        self, at: int, draft: Draft, there: dict[int, int], spares: Sequence[int]
+    ) -> None:
         for n, gres_type in enumerate(self._tables.guarded):
             bits = draft.shape.of_profile.get(gres_type, 0)
             idle = (draft.idle & bits).bit_count()
@@ -150,11 +163,11 @@ class Ungrouped:
             lost = self.matrix.column(0, min(spares[n], idle), whole=True)
             mine = [(c, 1) for p, c in there.items() if bits >> p & 1]
             # lost >= idle - what is of the type afterwards
-            self.matrix.row(idle, float("inf"), [(lost, 1), *mine])
-            self._loss.setdefault((pool, n), []).append((lost, 1))
+            self.matrix.row(idle, INFINITE, [(lost, 1), *mine])
+            self._loss.setdefault((at, n), []).append((lost, 1))
 
     def by_highs(self, limit_s: float) -> Answer:
-        values, gap = run(self.matrix, limit_s, 0.0)
+        values, gap = run(self.matrix, limit_s, 0.0, AS_IT_COMES)
         value = -self.constant - round(
             sum(c * v for c, v in zip(self.matrix.cost, values, strict=True))
         )
@@ -171,9 +184,9 @@ class Ungrouped:
             self.matrix.rows, self.matrix.row_lower, self.matrix.row_upper, strict=True
         ):
             total = sum(columns[c] * int(n) for c, n in entries)
-            if lower > -float("inf"):
+            if lower > -INFINITE:
                 model.add(total >= int(lower))
-            if upper < float("inf"):
+            if upper < INFINITE:
                 model.add(total <= int(upper))
         costs = zip(columns, self.matrix.cost, strict=True)
         model.minimize(sum(column * int(cost) for column, cost in costs if cost))
@@ -182,7 +195,7 @@ class Ungrouped:
         solver.parameters.num_workers = 1
         status = solver.solve(model)
         if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-            return Answer(0, float("inf"), proven=False)
+            return Answer(0, INFINITE, proven=False)
         value = -self.constant - round(solver.objective_value)
         bound = -self.constant - solver.best_objective_bound
         return Answer(value, bound, status == cp_model.OPTIMAL)
