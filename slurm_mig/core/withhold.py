@@ -104,9 +104,10 @@ def _goal(name: str, draft: NodeDraft, request: JobRequest) -> Goal | None:
 def _parts(goal: Goal, gres_type: str, request: JobRequest) -> Iterator[_Part]:
     """Every place where nothing is in the way but jobs, which have an end."""
     draft = goal.draft
+    busy = draft.busy_places
     for gpu in draft.view.gpus:
         holders = draft.holders(gpu)
-        strangers = {p for g, p in draft.busy_places if g == gpu.index} - holders.keys()
+        strangers = {p for g, p in busy if g == gpu.index} - holders.keys()
         chosen = [a for part in goal.parts if part.gpu.index == gpu.index for a in part.added]
         whole = any(part.gpu.index == gpu.index and not part.added for part in goal.parts)
         if strangers or whole:

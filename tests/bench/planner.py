@@ -155,8 +155,7 @@ def value_of(views: Sequence[NodeView], made: Plan, given: Sample) -> int:
     are, less what its changes cost."""
     fleet, weights = Fleet(views, {}, {}), Weights()
     worth = {
-        unit.job_id: unit.value
-        for unit in units_of(demand.waiting(given.requests), fleet, weights)
+        unit.job_id: unit.value for unit in units_of(demand.waiting(given.requests), fleet, weights)
     }
     value = sum(
         worth[job]

@@ -138,9 +138,7 @@ class Tables:
         return table.of(_state(draft, table, beside, self._number.get(draft.whole_type, -1)))
 
 
-def _state(
-    draft: Draft, table: OptionTable, beside: Beside, whole: int
-) -> State:
+def _state(draft: Draft, table: OptionTable, beside: Beside, whole: int) -> State:
     """A GPU as its options see it. One that the plan changes already changes no more."""
     fixed, idle, done = draft.busy | draft.claimed, draft.idle, draft.target
     if done is not None:
@@ -207,9 +205,7 @@ def refined(coarse: Problem, fleet: Fleet, pools: Pools, weights: Weights) -> Pr
         units = [unit for found in coarse.units for unit in found]
         return problem(fleet, pools, units, weights, fine=True)
     of = coarse.programme
-    programme, members = coarse.survey.classed(
-        pools, of.groups, of.together, coarse.survey.crowded
-    )
+    programme, members = coarse.survey.classed(pools, of.groups, of.together, coarse.survey.crowded)
     return replace(coarse, programme=programme, members=members)
 
 
@@ -276,9 +272,9 @@ class _Survey:
             self.of_node.append(here)
             self.most.append(most)
             self.lost.append({})
-            for n, gres_type in enumerate(tables.guarded):
-                if gres_type in node.holes:
-                    self._hull(n, node.spare(gres_type) or 0, several)
+            for n, name in enumerate(tables.guarded):
+                if name in node.holes:
+                    self._hull(n, node.spare(name) or 0, several)
 
     def _kind(self, options: tuple[Option, ...]) -> _Kind:
         # The options are kept by the tables, so that the number of one object is its own.

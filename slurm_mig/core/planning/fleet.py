@@ -7,6 +7,7 @@ busy, or twice what it has.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
@@ -285,7 +286,7 @@ class Node:
         """A draft to try something on; `view` and shapes are shared."""
         return replace(
             self,
-            drafts=[replace(draft) for draft in self.drafts],
+            drafts=[copy.copy(draft) for draft in self.drafts],
             free={t: list(spots) for t, spots in self.free.items()},
             idle_of=Counter(self.idle_of),
             gained=Counter(self.gained),
@@ -293,7 +294,7 @@ class Node:
         )
 
     def arranged(self) -> None:
-        """Raises ArrangementError when the slots cannot be put in order after the change (a hull)."""
+        """Raises ArrangementError when no order of the slots would do after the change (a hull)."""
         slots.order(len(self.view.slots) - 1, self.spans, self.idle_of)
 
 
@@ -381,9 +382,7 @@ class Fleet:
         _measure(node, found, len(view.slots) - 1)
         return node
 
-    def _possible(
-        self, kinds: frozenset[Hashable], drafts: Sequence[Draft]
-    ) -> frozenset[str]:
+    def _possible(self, kinds: frozenset[Hashable], drafts: Sequence[Draft]) -> frozenset[str]:
         found = self._possible_of.get(kinds)
         if found is None:
             cut = {name for d in drafts if d.gpu.mig or d.switchable for name in d.shape.profiles}

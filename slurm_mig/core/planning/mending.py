@@ -101,16 +101,17 @@ def reshaped(
     """What it costs to give a node what the job lacks, and a copy that has it."""
     if request.cpus > node.cpus or request.memory_mib > node.memory_mib:
         return None
-    trial = node.copy()
-    cost = 0
+    trial, cost = node, 0
     for gres_type, count in request.gpus.items():
         while len(trial.free.get(gres_type, ())) < count:
             ways = _ways(trial, tables, number[gres_type])
             way = min(ways, key=lambda w: (w[0], w[1]), default=None)
             if way is None:
                 return None
+            trial = node.copy() if trial is node else trial
             cost += way[2]
             trial.change(way[1], way[3])
+    trial = node.copy() if trial is node else trial
     if not trial.fits(request):
         return None
     try:

@@ -121,6 +121,7 @@ class _Planning:
         self._nodes: dict[str, Node] = {}
         self._impossible: dict[tuple[str, tuple[tuple[str, int], ...]], str] = {}
         self._looks = EXPLAINED
+        self._why = reasons.Reasons()
         self._refusals: dict[int, Refusal] = {}
 
     def plan(self) -> Plan:
@@ -248,11 +249,11 @@ class _Planning:
         coarse = problem(self._fleet, pools, units, weights)
         bound = self._solve(coarse.programme, 0.0)
         task = Task(pools, units, coarse, bound, weights, self._solve)
-        found = []
-        if len(self._fleet.nodes) <= CLOSE and any(unit.several for unit in units):
-            found.append(stage(self._fleet.copy(), task, hard_first=True))
-        found.insert(0, stage(self._fleet, task, hard_first=False))
-        best = max(found, key=lambda staged: staged.value)
+        twice = len(self._fleet.nodes) <= CLOSE and any(unit.several for unit in units)
+        best = stage(self._fleet.copy() if twice else self._fleet, task, hard_first=False)
+        if twice and best.value < bound.value:
+            other = stage(self._fleet.copy(), task, hard_first=True)
+            best = max(best, other, key=lambda staged: staged.value)
         worth = sum(unit.value for unit in best.served)
         quality = Quality(
             best.value,
@@ -309,7 +310,7 @@ class _Planning:
             for name in names:
                 draft, node = self._drafts[name], self._nodes.get(name)
                 why = (
-                    reasons.on_node(node, draft, request, self._frozen(name))
+                    self._why.on_node(node, draft, request, self._frozen(name))
                     if node
                     else never(draft.view, request)
                 )
@@ -390,9 +391,7 @@ def _ending(node: Node, until: float) -> Counter[str]:
     )
 
 
-def _where(
-    size: Size, pools: Pools, fleet: Fleet, soon: Sequence[Counter[str]]
-) -> int | None:
+def _where(size: Size, pools: Pools, fleet: Fleet, soon: Sequence[Counter[str]]) -> int | None:
     """A node on which the job can start when what ends soon has ended."""
     for pool in pools.eligible(size):
         for at in pools.nodes[pool]:

@@ -34,26 +34,33 @@ def impossible(views: Sequence[NodeView], request: JobRequest) -> str:
     return ""
 
 
-def on_node(node: Node, draft: NodeDraft, request: JobRequest, frozen: str) -> str:
-    """Why one node does nothing for the job now; empty when it could, at some cost."""
-    if reason := not_now(draft, request):
-        return reason
-    if frozen:
-        return f"{node.name}: {frozen}"
-    types = tuple(sorted(request.gpus))
-    tables = Tables(types, Weights())
-    trial = node.copy()
-    for n, gres_type in enumerate(types):
-        while len(trial.free.get(gres_type, ())) < request.gpus[gres_type]:
-            found = _best(trial, tables, n)
-            if found is None:
-                return f"{node.name}: {_cooling(node) or _in_the_way(node, gres_type)}"
-            trial.change(*found)
-    try:
-        trial.arranged()
-    except ArrangementError as error:
-        return f"{node.name}: {error}"
-    return ""
+class Reasons:
+    """Looks at nodes; what is asked for often is worked out once."""
+
+    def __init__(self) -> None:
+        self._tables: dict[tuple[str, ...], Tables] = {}
+
+    def on_node(self, node: Node, draft: NodeDraft, request: JobRequest, frozen: str) -> str:
+        """Why one node does nothing for the job now; empty when it could, at some cost."""
+        if reason := not_now(draft, request):
+            return reason
+        if frozen:
+            return f"{node.name}: {frozen}"
+        types = tuple(sorted(request.gpus))
+        tables = self._tables.setdefault(types, Tables(types, Weights()))
+        trial = node
+        for n, gres_type in enumerate(types):
+            while len(trial.free.get(gres_type, ())) < request.gpus[gres_type]:
+                found = _best(trial, tables, n)
+                if found is None:
+                    return f"{node.name}: {_cooling(node) or _in_the_way(node, gres_type)}"
+                trial = node.copy() if trial is node else trial
+                trial.change(*found)
+        try:
+            trial.arranged()
+        except ArrangementError as error:
+            return f"{node.name}: {error}"
+        return ""
 
 
 def _best(node: Node, tables: Tables, wanted: int) -> tuple[int, Option] | None:

@@ -152,9 +152,7 @@ class Ungrouped:
             below = size
         self.constant += weights.room * below + weights.destroy * draft.idle.bit_count()
 
-    def _hulls(
-        self, at: int, draft: Draft, there: dict[int, int], spares: Sequence[int]
-    ) -> None:
+    def _hulls(self, at: int, draft: Draft, there: dict[int, int], spares: Sequence[int]) -> None:
         for n, gres_type in enumerate(self._tables.guarded):
             bits = draft.shape.of_profile.get(gres_type, 0)
             idle = (draft.idle & bits).bit_count()
