@@ -214,11 +214,10 @@ class LocalFiles(ManagedFiles):
         super().__init__(places, Path(settings.state_dir) / "backups", catalog)
         self._settings = settings
 
-    def commit(self, nodes: Sequence[ManagedNode]) -> None:
-        self._write_submit_table(nodes)
-        super().commit(nodes)
+    def besides(self, nodes: Sequence[ManagedNode]) -> dict[Path, str]:
+        return {Path(self._settings.slurm.managed_dir) / "submit.lua": self._submit_table(nodes)}
 
-    def _write_submit_table(self, managed: Sequence[ManagedNode]) -> None:
+    def _submit_table(self, managed: Sequence[ManagedNode]) -> str:
         """What the submit plugin knows: the rules, and what each partition can ever have."""
         settings = self._settings
         rules = submit.Rules(
@@ -238,11 +237,7 @@ class LocalFiles(ManagedFiles):
         gres = {name: site.node(name).get("Gres") or "" for name in names}
         fillers = {f for node in managed for f in node.fillers}
         alike = submit.shapes(self.catalog.records(managed), managed)
-        places = submit.partitions(sites, managed, gres)
-        text = submit.submit_table(rules, places, fillers, alike)
-        path = Path(settings.slurm.managed_dir) / "submit.lua"
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        write_atomic(path, text)
+        return submit.submit_table(rules, submit.partitions(sites, managed, gres), fillers, alike)
 
 
 def free_file(settings: Settings) -> Path:

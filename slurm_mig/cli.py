@@ -16,6 +16,7 @@ import click
 
 from slurm_mig import __version__, config
 from slurm_mig.commands import gpus
+from slurm_mig.commands.care import enrol, leave, restore_config, rewrite
 from slurm_mig.commands.catalog import catalog
 from slurm_mig.commands.files import files
 from slurm_mig.commands.history import history
@@ -173,71 +174,6 @@ def status(config_path: Path, as_json: bool) -> None:  # noqa: FBT001
     )
 
 
-def _names(nodes: tuple[str, ...]) -> list[str]:
-    from slurm_mig.adapters.nodesets import expand
-
-    return [name for word in nodes for name in sorted(expand(word))]
-
-
-def _remember(assembly: Assembly, did: str, nodes: Sequence[str], what: str = "") -> None:
-    """A line in the history."""
-    from slurm_mig.adapters.system import RealClock, who_asks
-    from slurm_mig.core.records import Event
-
-    event = Event(RealClock().now(), did, what or ", ".join(nodes), who_asks(), "", tuple(nodes))
-    assembly.store.history.append(event)
-
-
-@main.command()
-@CONFIG_OPTION
-@click.argument("nodes", nargs=-1, required=True)
-@click.option("--wait", "wait_s", type=click.FloatRange(min=0), default=0.0, show_default=True,
-              help="Seconds to wait for the node's gpu jobs to end.")  # fmt: skip
-def enrol(config_path: Path, nodes: tuple[str, ...], wait_s: float) -> None:
-    """Take NODES into slurm-mig's care: constant gpu count, slots, fillers and guard.
-
-    The node must have no gpu job (or end them within --wait); Slurm is reconfigured once.
-    """
-    from slurm_mig.enrolment import Timing
-
-    assembly = _assembly(config_path)
-    with assembly.store.lock(), assembly.nodes, closing(assembly.files):
-        new = assembly.enrolment().enrol(
-            _names(nodes), assembly.store.managed(), assembly.build, Timing(wait_s)
-        )
-        _remember(assembly, "enrolled", [node.name for node in new])
-    for node in new:
-        click.echo(
-            f"{node.name} enrolled: {len(node.slots)} slots, types {' '.join(node.possible)}"
-        )
-
-
-@main.command()
-@CONFIG_OPTION
-@click.argument("nodes", nargs=-1, required=True)
-@click.option("--wait", "wait_s", type=click.FloatRange(min=0), default=0.0, show_default=True,
-              help="Seconds to wait for the node's gpu jobs to end.")  # fmt: skip
-def leave(config_path: Path, nodes: tuple[str, ...], wait_s: float) -> None:
-    """Give NODES back: the site's own lines return, the MIG instances stay as they are."""
-    from slurm_mig.enrolment import Timing
-
-    assembly = _assembly(config_path)
-    with assembly.store.lock(), assembly.nodes, closing(assembly.files):
-        assembly.enrolment().leave(_names(nodes), assembly.store.managed(), Timing(wait_s))
-        _remember(assembly, "given back", _names(nodes))
-    click.echo(f"{', '.join(_names(nodes))}: back on the site's own lines")
-
-
-@main.command()
-@CONFIG_OPTION
-def rewrite(config_path: Path) -> None:
-    """Write nodes.conf, gres.conf and submit.lua again from the records, over any hand edit."""
-    assembly = _assembly(config_path)
-    with assembly.store.lock(), assembly.nodes, closing(assembly.files):
-        managed = list(assembly.store.managed().values())
-        assembly.files.switch(managed, [node.name for node in managed])
-        _remember(assembly, "written again", [], "our files")
-    click.echo(f"{assembly.files.here.directory}: written for {len(managed)} nodes")
 
 
 @main.group()
@@ -281,6 +217,10 @@ def observe(config_path: Path, name: str | None) -> None:
     click.echo(json.dumps(encode(_agent(config_path, name).observe()), indent=2))
 
 
+main.add_command(enrol)
+main.add_command(leave)
+main.add_command(rewrite)
+main.add_command(restore_config)
 main.add_command(files)
 main.add_command(record)
 main.add_command(catalog)

@@ -168,9 +168,16 @@ def managed_node(
             g.index: tuple(sorted(g.layout - g.foreign)) for g in gpus if g.mig and not g.owner
         },
         partitions=tuple(site.partitions_of(name)),
+        other_gres=_other_gres(definition.get("Gres") or ""),
         most=most,
         outside=outside,
     )
+
+
+def _other_gres(value: str) -> str:
+    """The entries of a Gres value that are not about gpus."""
+    entries = (entry.strip() for entry in re.split(r",(?![^(]*\))", value))
+    return ",".join(e for e in entries if e and not re.match(r"gpu(:|$)", e, re.IGNORECASE))
 
 
 def _refuse_unusual(name: str, gpus: Sequence[Gpu]) -> None:
@@ -290,27 +297,42 @@ class Enrolment:
 
         Raises BusyError when a node has gpu jobs after `wait_s`, UsageError for a wrong name.
         """
-        self._must_exist(names)
-        for name in names:
-            if name in managed:
-                raise UsageError(f"{name} is already enrolled; nothing was changed")
-        facts = self._facts(names)
-        new = [build(name, facts[name]) for name in names]
+        new = self.would_be(names, managed, build)
         with_new = [*managed.values(), *new]
         self._switch(names, timing, with_new, list(managed.values()), new)
         for node in new:
             self._remember(node)
         return new
 
-    def leave(
-        self, names: Sequence[str], managed: Mapping[str, ManagedNode], timing: Timing
-    ) -> None:
-        """Give nodes back to the site's own lines; their instances stay as they are."""
+    def would_be(
+        self,
+        names: Sequence[str],
+        managed: Mapping[str, ManagedNode],
+        build: Callable[[str, NodeFacts], ManagedNode],
+    ) -> list[ManagedNode]:
+        """What the nodes would be in our care; changes nothing."""
+        self._must_exist(names)
+        for name in names:
+            if name in managed:
+                raise UsageError(f"{name} is already enrolled; nothing was changed")
+        facts = self._facts(names)
+        return [build(name, facts[name]) for name in names]
+
+    def would_stay(
+        self, names: Sequence[str], managed: Mapping[str, ManagedNode]
+    ) -> list[ManagedNode]:
+        """The nodes that stay in our care when these leave; changes nothing."""
         for name in names:
             if name not in managed:
                 raise UsageError(f"{name} is not enrolled; nothing was changed")
         self._must_exist(names)
-        rest = [node for name, node in managed.items() if name not in names]
+        return [node for name, node in managed.items() if name not in names]
+
+    def leave(
+        self, names: Sequence[str], managed: Mapping[str, ManagedNode], timing: Timing
+    ) -> None:
+        """Give nodes back to the site's own lines; their instances stay as they are."""
+        rest = self.would_stay(names, managed)
         self._switch(names, timing, rest, list(managed.values()), [])
         for name in names:
             self._forget(name)

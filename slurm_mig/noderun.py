@@ -299,7 +299,7 @@ class NodeRun:
         if node.allocations:
             bridge = slots.bridge_line(node.gres, managed.slots, publish.all_types(managed))
         if bridge:
-            self._at.cluster.set_gres(self.name, bridge)
+            self._at.cluster.set_gres(self.name, publish.with_others(managed, bridge))
             # slurmctld is about to write its own words over the reason: whose it is, is read now.
             self.hold()
             self._at.nodes.preregister(self.name, managed.slots)

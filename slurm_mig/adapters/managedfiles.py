@@ -7,12 +7,19 @@ controllers' hosts, and on GPU nodes that have files of their own (adapters/copi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from slurm_mig.adapters.atomic import write_atomic
-from slurm_mig.adapters.slurmfiles import GresLine, SlurmFiles
+from slurm_mig.adapters.slurmfiles import (
+    Backup,
+    FileEdit,
+    GresLine,
+    SlurmFiles,
+    find_backups,
+)
 from slurm_mig.core import publish
 from slurm_mig.core.records import ManagedNode
 from slurm_mig.errors import DriftError
@@ -52,20 +59,20 @@ class ManagedFiles:
     ) -> None:
         self.places = places
         self.catalog = catalog
-        self._backups = backups
+        self.backups = backups
         self._one_host = one_host
 
     @property
     def directory(self) -> Path:
         return self.places.conf.parent
 
-    def site(self) -> SlurmFiles:
+    def site(self, instead: Mapping[Path, str] | None = None) -> SlurmFiles:
         """The site's own files, read now. Raises ConfigError."""
         nodes, gres = self.places.includes
         site = SlurmFiles(
             self.places.conf, self.places.gres_conf, nodes_include=nodes, gres_include=gres
         )
-        site.load()
+        site.load(instead)
         return site
 
     def gres_lines(self, name: str) -> list[GresLine]:
@@ -106,7 +113,7 @@ class ManagedFiles:
     def without_include(self) -> list[Path]:
         """The site's files in which nothing includes ours."""
         both = zip((self.places.conf, self.places.gres_conf), self.places.includes, strict=True)
-        return [path for path, name in both if f"Include {name}\n" not in (_text(path) or "")]
+        return [path for path, name in both if not _includes(_text(path) or "", name)]
 
     def copies(self) -> Mapping[str, str]:
         """What is here, for a comparison elsewhere: by name, the digest of each of our files, or
@@ -134,6 +141,42 @@ class ManagedFiles:
         """`write`, and the site's files around ours: exactly these nodes are ours. Safe to repeat;
         where all is as wanted only our own files are written."""
         site = self.site()
+        edits = self._edits(site, nodes)
+        for path, text in self.besides(nodes).items():
+            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            write_atomic(path, text)
+        self.write(nodes)
+        site.write(edits, self.backups)
+
+    def besides(self, nodes: Sequence[ManagedNode]) -> dict[Path, str]:
+        """What else `commit` writes here."""
+        return {}
+
+    def planned(self, nodes: Sequence[ManagedNode]) -> list[FileEdit]:
+        """What `commit` would change here."""
+        ours = {**self.besides(nodes), **self.texts(nodes)}
+        edits = [FileEdit(path, _text(path) or "", text) for path, text in ours.items()]
+        return [e for e in edits if e.before != e.after] + self._edits(self.site(), nodes)
+
+    def list_backups(self) -> list[Backup]:
+        """Every backup of the site's present files, the newest first. Raises ConfigError."""
+        return find_backups((file.path for file in self.site().files), self.backups)
+
+    def bringing_back(
+        self, backup: Backup, nodes: Sequence[ManagedNode]
+    ) -> tuple[SlurmFiles, list[FileEdit]]:
+        """The site as it would be with the backup's text, and the edits to that.
+
+        It is the site's own text that is brought back; these nodes stay in our care whatever was
+        when the backup was made. Raises UsageError or ConfigError where that cannot be.
+        """
+        text = backup.text()
+        site = self.site({backup.of: text})
+        after = {backup.of: text, **{e.path: e.after for e in self._edits(site, nodes)}}
+        edits = [FileEdit(path, _text(path) or "", then) for path, then in after.items()]
+        return site, [edit for edit in edits if edit.before != edit.after]
+
+    def _edits(self, site: SlurmFiles, nodes: Sequence[ManagedNode]) -> list[FileEdit]:
         names = [node.name for node in nodes]
         partitions: dict[str, list[str]] = {}
         catalog = []
@@ -141,14 +184,16 @@ class ManagedFiles:
             catalog.append(record.name)
             for partition in record.partitions:
                 partitions.setdefault(partition, []).append(record.name)
-        edits = site.manage(names, catalog, partitions, one_host=self._one_host)
-        self.write(nodes)
-        site.write(edits, self._backups)
+        return site.manage(names, catalog, partitions, one_host=self._one_host)
+
+
+def _includes(text: str, name: str) -> bool:
+    return re.search(rf"(?m)^Include {re.escape(name)}\r?$", text) is not None
 
 
 def _text(path: Path) -> str | None:
     try:
-        return path.read_text(encoding="utf-8", errors="surrogateescape")
+        return path.read_bytes().decode("utf-8", "surrogateescape")
     except FileNotFoundError:
         return None
 

@@ -56,7 +56,12 @@ def _node_line(node: ManagedNode) -> str:
 
 def node_gres(node: ManagedNode) -> str:
     """The node's Gres value: see `slots.gres_line`."""
-    return slots.gres_line(node.slots, all_types(node))
+    return with_others(node, slots.gres_line(node.slots, all_types(node)))
+
+
+def with_others(node: ManagedNode, gpus: str) -> str:
+    """The whole Gres value around what it says of gpus."""
+    return f"{gpus},{node.other_gres}" if node.other_gres else gpus
 
 
 def all_types(node: ManagedNode) -> tuple[str, ...]:
@@ -153,7 +158,8 @@ class Catalog:
 def _shape(node: ManagedNode) -> tuple[str, str]:
     """Attributes and Gres of a record like this node."""
     words = "".join(f"{key}={value} " for key in SHAPE if (value := _value(node, key)))
-    return words, ",".join(f"gpu:{t}:{n}" for t, n in sorted(node.most.items()))
+    gpus = ",".join(f"gpu:{t}:{n}" for t, n in sorted(node.most.items()))
+    return words, with_others(node, gpus)
 
 
 def _value(node: ManagedNode, key: str) -> str:

@@ -53,6 +53,8 @@ class ManagedNode:
     explicit: bool = False
     """Whole-node jobs (`--exclusive`) get the gpus that they ask for, not every slot: gres.conf's
     Flags=explicit."""
+    other_gres: str = ""
+    """What else the site's Gres has, such as `nic:2`: it stays as it is."""
     most: Mapping[str, int] = field(default_factory=dict)
     """The most devices of each possible type that the node can have at once."""
     outside: tuple[Outside, ...] = ()

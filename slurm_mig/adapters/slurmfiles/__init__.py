@@ -6,6 +6,8 @@ a line that does not name a node in our care, nor a file that it cannot parse.
 
 from __future__ import annotations
 
+from slurm_mig.adapters.slurmfiles.backups import Backup
+from slurm_mig.adapters.slurmfiles.backups import find as find_backups
 from slurm_mig.adapters.slurmfiles.files import (
     GRES_INCLUDE,
     NODES_INCLUDE,
@@ -19,6 +21,7 @@ from slurm_mig.adapters.slurmfiles.site import GresLine, NodeDefinition, Partiti
 __all__ = [
     "GRES_INCLUDE",
     "NODES_INCLUDE",
+    "Backup",
     "FileEdit",
     "GresLine",
     "Line",
@@ -27,5 +30,6 @@ __all__ = [
     "Partition",
     "SiteFile",
     "SlurmFiles",
+    "find_backups",
     "parse",
 ]

@@ -7,17 +7,16 @@ changed since it was read, nor part of an edit.
 from __future__ import annotations
 
 import difflib
-import glob
 import os
 import stat
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
 from slurm_mig.adapters.atomic import Staged, stage, write_atomic
+from slurm_mig.adapters.slurmfiles import backups
 from slurm_mig.adapters.slurmfiles.blocks import Original, undo
 from slurm_mig.adapters.slurmfiles.edits import Wanted, check, edit_gres, edit_slurm
 from slurm_mig.adapters.slurmfiles.lines import physical_lines
@@ -27,7 +26,6 @@ from slurm_mig.errors import ConfigError, DriftError, SlurmMigError
 
 NODES_INCLUDE = "slurm-mig/nodes.conf"
 GRES_INCLUDE = "slurm-mig/gres.conf"
-BACKUPS_KEPT = 20
 
 
 @dataclass(frozen=True)
@@ -85,14 +83,15 @@ class SlurmFiles:
         self._includes = (nodes_include, gres_include)
         self._loaded: _Loaded | None = None
 
-    def load(self) -> None:
+    def load(self, instead: Mapping[Path, str] | None = None) -> None:
         """Read (again) both files and all they include.
 
-        Raises ConfigError for a file that cannot be read or understood, DriftError (a ConfigError)
-        for a block of ours that was changed; what was loaded before then stays.
+        `instead` gives the text of files, by real path, that are not to be read from disk. Raises
+        ConfigError for a file that cannot be read or understood, DriftError (a ConfigError) for a
+        block of ours that was changed; what was loaded before then stays.
         """
         files: dict[Path, SiteFile] = {}
-        read = partial(_read_original, files)
+        read = partial(_read_original, files, instead or {})
         base = self._slurm_conf.absolute().parent
         try:
             slurm = read_tree(self._slurm_conf, read, base=base, ours=self._includes)
@@ -204,7 +203,10 @@ class SlurmFiles:
             for edit in edits:
                 staged.append(stage(edit.path, edit.after))
             for edit in edits:
-                _back_up(edit, backup_dir, at or datetime.now(timezone.utc))
+                if edit.path.exists():
+                    backups.keep(
+                        edit.path, edit.before, backup_dir, at or datetime.now(timezone.utc)
+                    )
         except BaseException:
             for copy in staged:
                 copy.discard()
@@ -223,10 +225,12 @@ class SlurmFiles:
         return self._loaded
 
 
-def _read_original(files: dict[Path, SiteFile], path: Path) -> tuple[Path, Original]:
+def _read_original(
+    files: dict[Path, SiteFile], instead: Mapping[Path, str], path: Path
+) -> tuple[Path, Original]:
     real = Path(os.path.realpath(path))
     if real not in files:
-        text = _text(real)
+        text = instead[real] if real in instead else _text(real)
         info = os.stat(real)
         files[real] = SiteFile(real, text, stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid)
     return real, undo(files[real].text, real)
@@ -259,25 +263,6 @@ def _commit(edits: Sequence[FileEdit], staged: Sequence[Staged]) -> None:
             for edit in reversed(edits[:n]):
                 write_atomic(edit.path, edit.before)
             raise
-
-
-def _back_up(edit: FileEdit, directory: Path, at: datetime) -> None:
-    if not edit.path.exists():
-        return
-    stem = "_".join(edit.path.parts[1:])
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"backup directory {directory} cannot be made: {error.strerror}; no file was written"
-        ) from error
-    stamp = at.astimezone(timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
-    write_atomic(directory / f"{stem}.{stamp}", edit.before, mode=0o600)
-    older = sorted(directory.glob(f"{glob.escape(stem)}.[0-9]*T[0-9]*Z"))
-    for old in older[:-BACKUPS_KEPT]:
-        # One backup too many is no reason to refuse the edit.
-        with suppress(OSError):
-            old.unlink()
 
 
 def _diff(edit: FileEdit) -> str:
