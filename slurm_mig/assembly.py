@@ -134,6 +134,8 @@ class Assembly:
                 n: g.baseline_after_s for n, g in group_of.items() if g.baseline_after_s is not None
             },
             left_alone=frozenset(n for n, g in group_of.items() if not g.reshape),
+            repair=rules.repair == "auto",
+            repairs={n: g.repair == "auto" for n, g in group_of.items() if g.repair},
             groups={n: g.name for n, g in group_of.items() if g.name},
             planning=planning_rules(self.settings),
         )

@@ -230,6 +230,8 @@ class GroupSettings:
     """What of these nodes' GPUs is not Slurm's."""
     name: Annotated[str, _matches(r"[\w.-]*", "should be one word")] = ""
     """What commands call it: `@name`. Several groups may share one."""
+    repair: Annotated[str, _one_of("", "auto", "report")] = ""
+    """Instead of the policy's."""
 
 
 @dataclass(frozen=True)
@@ -272,6 +274,7 @@ class PolicySettings:
     min_wait_s: Seconds = 0.0
     cooldown_s: Seconds = 30.0
     max_nodes_in_transition: Annotated[int, _between(1, 1000)] = 1
+    repair: Annotated[str, _one_of("auto", "report")] = "auto"
     withhold_s: Seconds = 3600.0
     fence_wait_s: Seconds = 0.0
     reservations: tuple[

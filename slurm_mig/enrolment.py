@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from slurm_mig.core import conditions, geometry, ownership, slots
+from slurm_mig.core import conditions, drift, geometry, ownership, slots
 from slurm_mig.core.model import Gpu, SlurmNode, is_filler
 from slurm_mig.core.records import ManagedNode, NodeFacts
 from slurm_mig.errors import BusyError, ConfigError, SlurmMigError, UnreachableError, UsageError
@@ -154,7 +154,7 @@ def managed_node(
     total = sum(gpu.capacity if gpu in cut else 1 for gpu in gpus)
     devices = [d for gpu in gpus for d in slots.devices_of(gpu, types.get(gpu.index, ""))]
     arranged = slots.with_files(slots.arrange(total, {}, devices), gpus, caps_dir)
-    most = _most(cut, types)
+    most = geometry.most_of(cut, types.values())
     return ManagedNode(
         name=name,
         attributes=attributes,
@@ -168,6 +168,7 @@ def managed_node(
             g.index: tuple(sorted(g.layout - g.foreign)) for g in gpus if g.mig and not g.owner
         },
         partitions=tuple(site.partitions_of(name)),
+        cards=drift.cards(facts.gpus),
         other_gres=_other_gres(definition.get("Gres") or ""),
         most=most,
         outside=outside,
@@ -253,17 +254,6 @@ def _cores(gpus: Sequence[Gpu], lines: Sequence[Any]) -> dict[int, str]:
             if cores and gpu.file in _files(line):
                 found[gpu.index] = cores
     return found
-
-
-def _most(cut: Sequence[Gpu], whole: Mapping[int, str]) -> dict[str, int]:
-    """The most devices of each type that the node can have; `cut` are GPUs that can have MIG on."""
-    most: Counter[str] = Counter(whole.values())
-    for gpu in cut:
-        for profile in () if gpu.owner else gpu.profiles:
-            foreign = gpu.foreign
-            count = geometry.most(gpu, profile, foreign) if foreign else profile.max_count
-            most.update({profile.name: count} if count else {})
-    return dict(most)
 
 
 class Enrolment:

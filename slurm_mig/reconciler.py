@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from slurm_mig.core import (
     conditions,
     demand,
+    drift,
     monitoring,
     ownership,
     pauses,
@@ -36,6 +37,7 @@ from slurm_mig.core.planning import plan as planner
 from slurm_mig.core.records import CycleReport, ManagedNode, NodeFacts, Phase, Transaction
 from slurm_mig.errors import SlurmMigError
 from slurm_mig.executor import Executor, Outcome
+from slurm_mig.mending import Mending
 from slurm_mig.noderun import orphaned
 from slurm_mig.ports import Clock, Cluster, Files, Nodes, Store
 
@@ -89,10 +91,9 @@ class Reconciler:
         if not self._all_paused(paused):
             self._check_files()
         seen = self.observe()
-        managed = self._store.managed()
-        broken = [v for v in seen.views if v.condition is NodeCondition.BROKEN]
-        if broken := [view for view in broken if view.name not in paused]:
-            outcomes += [self._executor.repair(managed[v.name], v.note) for v in broken]
+        mending = Mending(self._store, self._executor, self._files, self._rules, began)
+        if mended := mending.mend(seen.views, paused):
+            outcomes += mended
             seen = self.observe()
         looked = self._clock.now()
         plan = purpose.signed(self.plan(seen), seen.requests, uuid.uuid4().hex[:8])
@@ -103,10 +104,12 @@ class Reconciler:
         unserved = {r.job_id: r.reason for r in plan.refusals} | _failures(outcomes, plan)
         report = CycleReport(
             time=now,
-            sentence=_sentence(outcomes, plan, paused),
+            sentence="; ".join([_sentence(outcomes, plan, paused), *mending.said]),
             refusals=unserved,
             unserved_since={j: self._unserved_since().get(j, now) for j in unserved},
             free=submit.free_by_partition(seen.views, {o.node for o in outcomes}),
+            drift=mending.seen,
+            mended=mending.times,
             seconds=now - began,
             plan_seconds=planned - looked,
         )
@@ -240,9 +243,10 @@ class Reconciler:
             pending = transaction is not None and transaction.is_open and transaction.slots
             also.append(replace(node, slots=transaction.slots) if transaction and pending else node)
         stale = self._files.check(list(managed.values()), also)
+        done = "written again" if self._rules.repair else "left so (repair: report)"
         for place in stale:
-            log.warning("%s held an earlier state, or lost our part: written again", place)
-        if stale:
+            log.warning("%s held an earlier state, or lost our part: %s", place, done)
+        if stale and self._rules.repair:
             self._files.restore(list(managed.values()))
 
 
@@ -315,9 +319,10 @@ def _condition(
         return NodeCondition.RESERVED, reservation
     if not isinstance(facts, NodeFacts):
         return NodeCondition.AWAY, str(facts or "the node was not asked")
-    drift = _edited(facts) or _drift(managed, facts)
-    if drift:
-        return NodeCondition.AWAY, drift
+    if edited := _edited(facts):
+        return NodeCondition.AWAY, edited
+    if differs := drift.found(managed, shown, facts.gpus):
+        return NodeCondition.DRIFTED, differs.note
     if job := conditions.frozen(shown, managed.slots):
         return NodeCondition.FROZEN, job
     disagreement = _disagreement(managed, shown) or _stale(managed, facts)
@@ -340,30 +345,6 @@ def _stale(managed: ManagedNode, facts: NodeFacts) -> str:
         for name, found in facts.copies.items()
         if found != wanted.get(name)
     )
-
-
-def _drift(managed: ManagedNode, facts: NodeFacts) -> str:
-    """Instances that were changed by another hand: the node is left alone and says so."""
-    whole, single = ownership.given_away(managed.outside), ownership.reserved(managed.outside)
-    there = {(g.index, i.placement) for g in facts.gpus for i in g.instances
-             if g.index not in whole}  # fmt: skip
-    published = {(d.gpu, d.placement) for d in managed.slots if d.placement is not None}
-    published |= {(w.gpu, p) for w in managed.withheld for p in w.placements}
-    published |= single.keys()
-    if there != published:
-        lost = ", ".join(
-            f"GPU {g} {p}{_whose(single.get((g, p), ''))}" for g, p in sorted(published - there)
-        )
-        new = ", ".join(f"GPU {g} {p}" for g, p in sorted(there - published))
-        return (
-            f"MIG instances were changed by another hand: missing {lost or 'none'}, "
-            f"unexpected {new or 'none'}"
-        )
-    return ""
-
-
-def _whose(owner: str) -> str:
-    return f" ({owner}'s)" if owner else ""
 
 
 def _short(gres: Mapping[str, int]) -> str:

@@ -94,6 +94,18 @@ def most(gpu: Gpu, profile: Profile, fixed: Layout) -> int:
     return len(added)
 
 
+def most_of(cut: Iterable[Gpu], whole: Iterable[str]) -> dict[str, int]:
+    """The most devices of each type that a node can have; `cut` are GPUs that can have MIG on,
+    `whole` the types of those that can be off."""
+    found: Counter[str] = Counter(whole)
+    for gpu in cut:
+        for profile in () if gpu.owner else gpu.profiles:
+            foreign = gpu.foreign
+            count = most(gpu, profile, foreign) if foreign else profile.max_count
+            found.update({profile.name: count} if count else {})
+    return dict(found)
+
+
 def fill(gpu: Gpu, kept: Layout, wanted: Iterable[Placement]) -> Layout:
     """The placements of `wanted` (a baseline, say) that still fit beside `kept`, in order."""
     added: list[Placement] = []

@@ -221,6 +221,7 @@ class NodeCondition(Enum):
     FROZEN = "a job has the whole node"
     UNSUPPORTED = "configured in a way that slurm-mig cannot live with"
     BROKEN = "slurmctld and our record disagree"
+    DRIFTED = "changed by another hand"
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,10 @@ class Policy:
     """By node, instead of `baseline_after_s`."""
     left_alone: frozenset[str] = frozenset()
     """Nodes that the site wants to stay as they are."""
+    repair: bool = True
+    """What another hand has changed is mended; else it is only reported."""
+    repairs: Mapping[str, bool] = field(default_factory=dict)
+    """By node, instead of `repair`."""
     groups: Mapping[str, str] = field(default_factory=dict)
     """The name of each node's group, where it has one."""
     paused: Mapping[str, str] = field(default_factory=dict)
@@ -48,6 +52,10 @@ class Policy:
 
     def cooldown(self, node: str) -> float:
         return self.cooldowns.get(node, self.cooldown_s)
+
+    def mends(self, node: str) -> bool:
+        """What another hand has changed on the node may be mended."""
+        return self.repairs.get(node, self.repair)
 
     def rules(self, managed: Mapping[str, ManagedNode], now: float) -> Rules:
         """The planner's rules now: what may not change, and what may go back to its baseline."""

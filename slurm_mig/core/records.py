@@ -23,6 +23,14 @@ from slurm_mig.core.ownership import Outside
 
 
 @dataclass(frozen=True)
+class Card:
+    """A GPU as a piece of hardware."""
+
+    uuid: str
+    model: str
+
+
+@dataclass(frozen=True)
 class ManagedNode:
     """A node in our care. The number of its slots never changes while it is."""
 
@@ -53,6 +61,10 @@ class ManagedNode:
     explicit: bool = False
     """Whole-node jobs (`--exclusive`) get the gpus that they ask for, not every slot: gres.conf's
     Flags=explicit."""
+    cards: Mapping[int, Card] = field(default_factory=dict)
+    """Which GPU was at which index when it was last looked at; empty in records from before."""
+    former: tuple[str, ...] = ()
+    """Types that it could have once, under an earlier driver's names: listed with count 0."""
     other_gres: str = ""
     """What else the site's Gres has, such as `nic:2`: it stays as it is."""
     most: Mapping[str, int] = field(default_factory=dict)
@@ -175,6 +187,10 @@ class CycleReport:
     """When each of them was first seen waiting so, in seconds since the epoch."""
     free: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Devices that it left free, by partition and type."""
+    drift: Mapping[str, str] = field(default_factory=dict)
+    """What it found otherwise than published, by node."""
+    mended: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """When each node's drift was mended lately, in seconds since the epoch."""
     seconds: float = 0.0
     """How long it took."""
     plan_seconds: float = 0.0

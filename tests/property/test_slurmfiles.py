@@ -137,6 +137,57 @@ def test_managed_files(conf: tuple[str, str, list[str]], data: st.DataObject) ->
         assert disk.manage(set()) == (slurm, gres), "left as found"
 
 
+def split_up(directory: Path, text: str, data: st.DataObject) -> list[Path]:
+    """slurm.conf with parts of it in files that it includes, by relative and absolute names, one in
+    another, through links; the files that hold the text."""
+    lines = [line.raw for line in parse(text, PATH)]
+    one = data.draw(st.integers(0, len(lines)))
+    two = data.draw(st.integers(one, len(lines)))
+    (directory / "inner").mkdir()
+    inner, outer, root = directory / "inner" / "b.inc", directory / "a.inc", directory / "root"
+    name = data.draw(st.sampled_from(["inner/b.inc", str(inner)]))
+    word = data.draw(st.sampled_from(["Include", "include", "INCLUDE"]))
+    end = data.draw(st.sampled_from(["\n", "\r\n"]))
+    texts = {
+        inner: "".join(lines[one:two]),
+        outer: f"{word} {name}{end}" + "".join(lines[two:]),
+        root: "".join(lines[:one]) + f"{word} a.link{end}",
+    }
+    for path, part in texts.items():
+        path.write_bytes(part.encode("utf-8", "surrogateescape"))
+    (directory / "a.link").symlink_to(outer)
+    (directory / "slurm.conf").symlink_to("root")
+    return list(texts)
+
+
+@settings(deadline=None)
+@given(configurations(), st.data())
+def test_files_in_files_and_links(conf: tuple[str, str, list[str]], data: st.DataObject) -> None:
+    """Wherever a line is, only it changes, in its own file; links stay; leaving undoes all."""
+    slurm, gres, names = conf
+    enrolled = data.draw(st.sets(st.sampled_from(names), min_size=1))
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder)
+        paths = [*split_up(directory, slurm, data), directory / "gres.conf"]
+        paths[-1].write_bytes(gres.encode("utf-8", "surrogateescape"))
+        conf_link = directory / "slurm.conf"
+        before = [path.read_bytes() for path in paths]
+
+        def manage(nodes: set[str]) -> SlurmFiles:
+            files = SlurmFiles(conf_link, paths[-1])
+            files.write(files.manage(nodes), directory / "backups")
+            return SlurmFiles(conf_link, paths[-1])
+
+        assert manage(enrolled).node_names() == names
+        now = [path.read_bytes().decode("utf-8", "surrogateescape") for path in paths[:-1]]
+        left = [name for text in now for name in defined(text)]
+        assert sorted(left) == sorted(set(names) - enrolled)
+        assert conf_link.is_symlink()
+        assert (directory / "a.link").is_symlink()
+        manage(set())
+        assert [path.read_bytes() for path in paths] == before
+
+
 @settings(deadline=None)
 @given(configurations())
 def test_lines_joined_are_the_text(conf: tuple[str, str, list[str]]) -> None:

@@ -86,7 +86,7 @@ static int read_words(int argc, char **argv)
 		} else if (count < MAX_WORDS)
 			words[count++] = argv[i];
 	}
-	return count ? 0 : die("usage:", "create | dump | reboot | timing | process | fault");
+	return count ? 0 : die("usage:", "create | dump | reboot | hardware | timing | process | fault");
 }
 
 /* -- create ----------------------------------------------------------------------------------- */
@@ -213,6 +213,48 @@ static int reboot(struct state *state)
 	return 0;
 }
 
+/* What is done to the machine while it is off: GPUs change places, one is replaced by another of
+ * its model, a new driver has other names. Instances are gone, as after every boot. */
+static int exchange(struct state *state, unsigned one, unsigned other)
+{
+	struct gpu *a = &state->gpu[one], *b = &state->gpu[other], kept;
+	unsigned minor = a->minor;
+
+	forget_instances(state, a);
+	forget_instances(state, b);
+	kept = *a;
+	*a = *b;
+	*b = kept;
+	b->minor = a->minor;
+	a->minor = minor;
+	return 0;
+}
+
+static int replace(struct state *state, struct gpu *gpu)
+{
+	forget_instances(state, gpu);
+	gpu->mig = gpu->pending = 0;
+	sim_uuid(gpu->uuid, "GPU-", option("seed") ? option("seed") : "new", gpu->minor, 0);
+	return 0;
+}
+
+static int hardware(struct state *state)
+{
+	int one = count > 2 ? atoi(words[2]) : -1, other = count > 3 ? atoi(words[3]) : 0;
+
+	if (count > 1 && !strcmp(words[1], "rename")) {
+		for (unsigned g = 0; g < state->gpus; g++)
+			state->gpu[g].renamed = 1;
+		return 0;
+	}
+	if (one < 0 || one >= (int)state->gpus || other < 0 || other >= (int)state->gpus)
+		return die("usage:", "hardware exchange I J | replace I [--seed S] | rename");
+	if (!strcmp(words[1], "exchange"))
+		return exchange(state, (unsigned)one, (unsigned)other);
+	return strcmp(words[1], "replace") ? die("unknown:", words[1]) :
+					     replace(state, &state->gpu[one]);
+}
+
 static int process(struct state *state)
 {
 	/* The short form is `process add PID GPU GI` and `process remove PID`. */
@@ -277,6 +319,8 @@ static int command(struct state *state)
 	}
 	if (!strcmp(words[0], "reboot"))
 		return reboot(state);
+	if (!strcmp(words[0], "hardware"))
+		return hardware(state);
 	if (!strcmp(words[0], "process"))
 		return process(state);
 	if (!strcmp(words[0], "fault"))

@@ -46,7 +46,7 @@ static void dump_gi(const struct gpu *gpu, unsigned id, const char *comma)
 	const char *sep = "";
 
 	printf("%s{\"gi\": %u, ", comma, id);
-	text("profile", sim_profile(gpu, gi)->name);
+	text("profile", sim_profile_name(gpu, sim_profile(gpu, gi)));
 	number("profile_id", sim_profile(gpu, gi)->id);
 	number("start", gi->start);
 	number("size", sim_size(gpu, gi));

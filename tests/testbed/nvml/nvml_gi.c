@@ -156,13 +156,14 @@ API int nvmlDeviceGetGpuInstanceProfileInfo(struct handle *device, unsigned numb
 /* NVML_GPU_INSTANCE_PROFILE_CAPS_GFX */
 #define CAN_GRAPHICS 2
 
-static int profile_info(const struct profile *p, struct profile_info_v2 *info)
+static int profile_info(const struct gpu *gpu, const struct profile *p,
+			struct profile_info_v2 *info)
 {
 	char name[96];
 
 	if (!p)
 		return NOT_SUPPORTED;
-	snprintf(name, sizeof(name), "MIG %s", p->name);
+	snprintf(name, sizeof(name), "MIG %s", sim_profile_name(gpu, p));
 	if (info->version == VERSION(struct profile_info_v2, 2)) {
 		*info = (struct profile_info_v2){ info->version, p->id, 0, p->slices, p->max,
 						  p->sm, p->ce, p->dec, p->enc, p->jpeg, p->ofa,
@@ -192,7 +193,7 @@ API int nvmlDeviceGetGpuInstanceProfileInfoV(struct handle *device, unsigned num
 		return code;
 	if (number >= GPU_INSTANCE_PROFILE_COUNT)
 		return leave_with(INVALID_ARGUMENT);
-	return leave_with(profile_info(by_number(gpu_of(device), number), info));
+	return leave_with(profile_info(gpu_of(device), by_number(gpu_of(device), number), info));
 }
 
 API int nvmlDeviceGetGpuInstanceProfileInfoByIdV(struct handle *device, unsigned id,
@@ -200,7 +201,7 @@ API int nvmlDeviceGetGpuInstanceProfileInfoByIdV(struct handle *device, unsigned
 {
 	int code = enter(__func__, device, GPU);
 
-	return code ? code : leave_with(profile_info(by_id(gpu_of(device), id), info));
+	return code ? code : leave_with(profile_info(gpu_of(device), by_id(gpu_of(device), id), info));
 }
 
 /* All legal placements, whatever is there now. */

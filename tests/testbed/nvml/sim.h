@@ -68,6 +68,7 @@ struct gpu {
 	int persistence;
 	int passthrough; /* given to a virtual machine, which cannot reset it */
 	int flipped; /* placement layout F: NVML starts turned by half a GPU */
+	int renamed; /* this driver calls its profiles otherwise: made up, no real one has done it */
 	struct gi gi[MAX_GI];
 };
 
@@ -123,6 +124,7 @@ void sim_unlock(void);
 
 const struct model *sim_model(const struct gpu *gpu);
 int sim_find_model(const char *name);
+const char *sim_profile_name(const struct gpu *gpu, const struct profile *profile);
 const struct profile *sim_profile(const struct gpu *gpu, const struct gi *gi);
 unsigned sim_size(const struct gpu *gpu, const struct gi *gi);
 int sim_gi_id(const struct gpu *gpu, unsigned start, unsigned size);

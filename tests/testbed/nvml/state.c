@@ -246,15 +246,28 @@ int sim_has_instances(const struct gpu *gpu)
 }
 
 /* 3g.20gb, or 1c.3g.20gb when the compute instance is only a part. */
+/* A renamed profile has a gigabyte more in its name: 1g.6gb for 1g.5gb. */
+const char *sim_profile_name(const struct gpu *gpu, const struct profile *profile)
+{
+	static _Thread_local char text[32];
+	unsigned slices, gigabytes;
+	int length = 0;
+
+	if (!gpu->renamed || sscanf(profile->name, "%ug.%u%n", &slices, &gigabytes, &length) != 2)
+		return profile->name;
+	snprintf(text, sizeof(text), "%ug.%u%s", slices, gigabytes + 1, profile->name + length);
+	return text;
+}
+
 void sim_device_name(char *out, size_t size, const struct gpu *gpu, const struct gi *gi,
 		     unsigned width)
 {
 	const struct profile *p = sim_profile(gpu, gi);
 
 	if (width == p->slices)
-		snprintf(out, size, "%s", p->name);
+		snprintf(out, size, "%s", sim_profile_name(gpu, p));
 	else
-		snprintf(out, size, "%uc.%s", width, p->name);
+		snprintf(out, size, "%uc.%s", width, sim_profile_name(gpu, p));
 }
 
 /* Compute slices of a compute instance profile here; 0 when the instance does not offer it. */
