@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from slurm_mig.adapters import trust
 from slurm_mig.adapters.atomic import write_atomic
 from slurm_mig.adapters.cluster import PyslurmCluster
 from slurm_mig.adapters.copies import Copies
@@ -70,12 +71,17 @@ class Assembly:
 
     @classmethod
     def of(cls, settings: Settings, nodes: RemoteNodes | None = None) -> Assembly:
-        """`nodes`: those of an earlier cycle, whose sessions are kept where they still serve."""
+        """`nodes`: those of an earlier cycle, whose sessions are kept where they still serve.
+        Raises ConfigError where others could write what is gone by."""
         slurm, remote = settings.slurm, settings.remote
-        if nodes is None or not nodes.is_for(remote.command, remote.timeout_s):
+        owners = trust.slurms_own(Path(slurm.conf))
+        trust.refuse_writable("the state directory", Path(settings.state_dir), owners)
+        trust.refuse_writable("the directory of our files", Path(slurm.managed_dir), owners)
+        new = RemoteNodes(remote.command, remote.timeout_s, remote.fanout, remote.observe_s)
+        if nodes is None or not nodes.is_like(new):
             if nodes is not None:
                 nodes.close()
-            nodes = RemoteNodes(remote.command, remote.timeout_s)
+            nodes = new
         here = {socket.gethostname(), socket.gethostname().partition(".")[0]}
         others = [host for host in slurm.controllers if host not in here]
         controllers = RemoteControllers(others, slurm.controller_command, remote.timeout_s)
@@ -178,7 +184,8 @@ class Assembly:
         """Tell the submit plugin what is free, where its directory has been made."""
         path = free_file(self.settings)
         if path.parent.is_dir():
-            write_atomic(path, submit.free_table(report.time, report.free))
+            # SlurmUser may write there: a link of his must not lead root elsewhere.
+            write_atomic(path, submit.free_table(report.time, report.free), follow=False)
 
     def build(self, name: str, facts: NodeFacts) -> ManagedNode:
         """The record of a node that is being enrolled, from its lines and its GPUs."""

@@ -8,7 +8,6 @@ import shutil
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +28,7 @@ from slurm_mig.commands.report import report
 from slurm_mig.commands.snapshot import record
 from slurm_mig.commands.undo import undo
 from slurm_mig.errors import Exit, SlurmMigError
+from slurm_mig.printing import PlainFormatter, say
 
 if TYPE_CHECKING:
     from slurm_mig.assembly import Assembly
@@ -42,7 +42,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except SlurmMigError as error:
-            click.echo(f"slurm-mig: {error}", err=True)
+            say(f"slurm-mig: {error}", err=True)
             ctx.exit(int(error.exit_code))
 
 
@@ -56,11 +56,9 @@ def main(verbose: bool) -> None:  # noqa: FBT001 - click passes it by name
     Exit codes: 0 done or nothing to do, 1 refused, 2 wrong usage, 3 a bad file,
     4 slurmctld, a node or the driver does not answer, 5 busy, 6 a node needs a person.
     """
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(levelname)s %(message)s",
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PlainFormatter("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
 
 
 def _assembly(config_path: Path) -> Assembly:
@@ -132,7 +130,7 @@ def _show_plan(wanted: Plan, views: Sequence[NodeView], *, as_json: bool) -> Non
         click.echo(json.dumps(render.plan_json(wanted, views), indent=2))
     else:
         width = shutil.get_terminal_size((100, 24)).columns
-        click.echo(render.plan_text(wanted, views, width), nl=False)
+        say(render.plan_text(wanted, views, width), nl=False)
 
 
 @main.command()
@@ -161,7 +159,7 @@ def status(config_path: Path, as_json: bool) -> None:  # noqa: FBT001
         )
         click.echo(json.dumps(shown, indent=2))
         return
-    click.echo(
+    say(
         render.status_text(
             seen.views,
             waiting=waiting,
@@ -182,11 +180,14 @@ def node() -> None:
 
 
 def _agent(config_path: Path, name: str | None) -> Any:
+    from slurm_mig.adapters import trust
     from slurm_mig.adapters.system import require_root
     from slurm_mig.node import NodeAgent
 
     require_root("the node command")
     settings = config.load_node(config_path)
+    trust.refuse_writable("the directory of the slot map", Path(settings.run_dir))
+    trust.refuse_writable("the state directory", Path(settings.state_dir))
     return NodeAgent(settings, name or socket.gethostname().partition(".")[0])
 
 

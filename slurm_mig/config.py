@@ -18,6 +18,7 @@ from typing import Annotated, Any, TypeVar
 
 import yaml
 
+from slurm_mig.adapters import trust
 from slurm_mig.core.model import is_filler
 from slurm_mig.errors import ConfigError
 
@@ -181,6 +182,8 @@ class RemoteSettings:
         "slurm-mig", "node", "serve",
     )  # fmt: skip
     timeout_s: Deadline = 60.0
+    observe_s: Deadline = 20.0
+    fanout: Annotated[int, _between(1, 1024)] = 32
 
 
 @dataclass(frozen=True)
@@ -528,6 +531,9 @@ class _Document:
 
     @classmethod
     def read(cls, path: Path) -> _Document:
+        trust.refuse_writable(
+            "the configuration", path, trust.slurms_own(path.with_name("slurm.conf"))
+        )
         try:
             text = path.read_text(encoding="utf-8")
         except OSError as error:

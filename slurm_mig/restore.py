@@ -8,7 +8,7 @@ others from being restored, but the command fails, so that slurmd is not started
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -35,6 +35,7 @@ class Restorer:
     def restore(self, record: Recorded) -> list[str]:
         """One sentence for each GPU. Raises LeftOverError after all was tried."""
         there = {gpu.uuid: gpu for gpu in self.gpus.inventory()}
+        there |= _in_the_place_of(record.gpus, there)
         said: list[str] = []
         failed: list[str] = []
         for was in record.gpus:
@@ -81,6 +82,19 @@ class Restorer:
             if device.placement and not is_filler(device.type)
             and files.get((device.gpu, device.placement)) != device.files
         ]  # fmt: skip
+
+
+def _in_the_place_of(recorded: Sequence[RecordedGpu], there: Mapping[str, Gpu]) -> dict[str, Gpu]:
+    """By the UUID of a GPU that is gone, the new one of its model, where only one can be meant."""
+    known = {was.uuid for was in recorded}
+    gone = [was for was in recorded if was.uuid not in there]
+    new = [gpu for uuid, gpu in there.items() if uuid not in known]
+    found = {}
+    for was in gone:
+        like = [gpu for gpu in new if gpu.model == was.model]
+        if len(like) == 1 == sum(other.model == was.model for other in gone):
+            found[was.uuid] = like[0]
+    return found
 
 
 def _mended(split: Sequence[int]) -> tuple[int, ...]:

@@ -41,14 +41,15 @@ class Staged:
             self.temporary.unlink()
 
 
-def stage(path: Path, text: str, *, mode: int = 0o644) -> Staged:
-    """Write `text` to a new file beside `path` (symbolic links followed), ready to replace it.
+def stage(path: Path, text: str, *, mode: int = 0o644, follow: bool = True) -> Staged:
+    """Write `text` to a new file beside `path`, ready to replace it. A symbolic link is followed,
+    but where `follow` is false: then the link itself is replaced.
 
     Owner, mode and extended attributes (ACLs, SELinux label) are those of the file that is there;
     a new file gets `mode`. Surrogate escapes in `text` are written as the bytes they stand for.
     Raises ConfigError if that cannot be done; nothing is left behind.
     """
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(path)) if follow else path
     try:
         descriptor, name = tempfile.mkstemp(
             prefix=f".{target.name}.", suffix=".tmp", dir=target.parent
@@ -71,19 +72,22 @@ def stage(path: Path, text: str, *, mode: int = 0o644) -> Staged:
     return staged
 
 
-def write_atomic(path: Path, text: str, *, mode: int = 0o644) -> None:
+def write_atomic(path: Path, text: str, *, mode: int = 0o644, follow: bool = True) -> None:
     """Replace the content of `path` with `text` in one step, on disk when this returns.
 
     A file that exists keeps owner, mode and extended attributes; a new one gets `mode`. A symbolic
-    link stays and its target is replaced. Raises ConfigError; the old file is then untouched.
+    link stays and its target is replaced; with `follow` false, for a directory that somebody else
+    may write, the link is replaced. Raises ConfigError; the old file is then untouched.
     """
-    stage(path, text, mode=mode).commit()
+    stage(path, text, mode=mode, follow=follow).commit()
 
 
 def _copy_permissions(target: Path, descriptor: int, mode: int) -> None:
     try:
-        there = os.stat(target)
+        there = os.lstat(target)
     except FileNotFoundError:
+        there = None
+    if there is None or not stat.S_ISREG(there.st_mode):
         os.fchmod(descriptor, mode)
         return
     ours = os.fstat(descriptor)

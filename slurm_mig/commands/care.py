@@ -12,6 +12,7 @@ import click
 from slurm_mig import config
 from slurm_mig.commands.options import CONFIG_OPTION
 from slurm_mig.errors import BusyError, SlurmMigError, UsageError
+from slurm_mig.printing import say
 
 if TYPE_CHECKING:
     from slurm_mig.adapters.slurmfiles import Backup, FileEdit
@@ -58,12 +59,12 @@ def _remember(assembly: Assembly, did: str, nodes: Sequence[str], what: str = ""
 def _show(assembly: Assembly, edits: Sequence[FileEdit], concerned: Sequence[str]) -> None:
     """The diff of this host's files, and what is not in it."""
     text = assembly.files.here.site().diff(edits)
-    click.echo(text or "No file would change.\n", nl=False)
+    say(text or "No file would change.\n", nl=False)
     others = assembly.settings.slurm
     if others.nodes_have_own and concerned:
-        click.echo(f"Files of their own change likewise on: {', '.join(concerned)}")
+        say(f"Files of their own change likewise on: {', '.join(concerned)}")
     if others.controllers:
-        click.echo(f"Likewise on every controller: {', '.join(others.controllers)}")
+        say(f"Likewise on every controller: {', '.join(others.controllers)}")
 
 
 @click.command()
@@ -88,9 +89,7 @@ def enrol(config_path: Path, nodes: tuple[str, ...], wait_s: float, *, dry_run: 
         new = enrolment.enrol(names, managed, assembly.build, Timing(wait_s))
         _remember(assembly, "enrolled", names)
     for node in new:
-        click.echo(
-            f"{node.name} enrolled: {len(node.slots)} slots, types {' '.join(node.possible)}"
-        )
+        say(f"{node.name} enrolled: {len(node.slots)} slots, types {' '.join(node.possible)}")
 
 
 @click.command()
@@ -111,7 +110,7 @@ def leave(config_path: Path, nodes: tuple[str, ...], wait_s: float, *, dry_run: 
             return
         enrolment.leave(names, managed, Timing(wait_s))
         _remember(assembly, "given back", names)
-    click.echo(f"{', '.join(names)}: back on the site's own lines")
+    say(f"{', '.join(names)}: back on the site's own lines")
 
 
 @click.command()
@@ -127,7 +126,7 @@ def rewrite(config_path: Path, *, dry_run: bool) -> None:
             return
         assembly.files.switch(managed, [node.name for node in managed])
         _remember(assembly, "written again", [], "our files")
-    click.echo(f"{assembly.files.here.directory}: written for {len(managed)} nodes")
+    say(f"{assembly.files.here.directory}: written for {len(managed)} nodes")
 
 
 @click.command("restore-config")
@@ -164,9 +163,9 @@ def restore_config(
 def _list(found: Sequence[Backup]) -> None:
     for copy in found:
         when = copy.time.astimezone().isoformat(sep=" ", timespec="seconds")
-        click.echo(f"{copy.name}  {copy.of} as it was until {when}")
+        say(f"{copy.name}  {copy.of} as it was until {when}")
     if not found:
-        click.echo("no backup: slurm-mig has not changed the site's files here")
+        say("no backup: slurm-mig has not changed the site's files here")
 
 
 def _bring_back(
@@ -191,7 +190,7 @@ def _bring_back(
         return
     if write_only:
         files.site().write(back.edits, files.backups)
-        click.echo(f"{backup.of}: written. No daemon has read it: `scontrol reconfigure` "
+        say(f"{backup.of}: written. No daemon has read it: `scontrol reconfigure` "
                    "has them do so.")  # fmt: skip
     elif back.harmed:
         raise SlurmMigError(
@@ -201,5 +200,5 @@ def _bring_back(
         )
     else:
         bring_back(files, assembly.cluster, RealClock(), back, managed)
-        click.echo(f"{backup.of}: brought back; slurmctld shows every node as the files say")
+        say(f"{backup.of}: brought back; slurmctld shows every node as the files say")
     _remember(assembly, "brought back", [], backup.name)

@@ -16,6 +16,7 @@ import click
 
 from slurm_mig import config
 from slurm_mig.errors import UsageError
+from slurm_mig.printing import say
 
 if TYPE_CHECKING:
     from slurm_mig.gpuverbs import Answer, Request, Wish
@@ -137,12 +138,12 @@ def restore(wait_s: float, **where: Any) -> None:
     settings, name = _settings(where["config_path"]), _name(where["name"])
     record = BootRecord(Path(settings.state_dir)).load()
     if record is None:
-        click.echo("nothing was recorded: nothing to restore")
+        say("nothing was recorded: nothing to restore")
         return
     agent = started(lambda: NodeAgent(settings, name), RealClock(), wait_s)
     prepare = agent.prepare if managed_here(settings, name) else None
     for sentence in Restorer(agent.gpus, prepare).restore(record):
-        click.echo(sentence)
+        say(sentence)
 
 
 VERBS = (inventory, profiles, apply, assert_, export, mode, gres, check, restore)
@@ -174,7 +175,7 @@ def _run(where: dict[str, Any], verb: str, **arguments: Any) -> None:
         answer = _here(where, request)
     else:
         answer = _remote(where["config_path"], where["node"], request)
-    click.echo(printable(answer, as_json=where["as_json"]), nl=False)
+    say(printable(answer, as_json=where["as_json"]), nl=False)
     sys.exit(answer.exit)
 
 

@@ -13,6 +13,7 @@ from slurm_mig import config
 from slurm_mig.commands.options import CONFIG_OPTION, JSON_OPTION
 from slurm_mig.core.records import Event, Transaction
 from slurm_mig.errors import UsageError
+from slurm_mig.printing import say
 
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -52,11 +53,11 @@ def history(
         click.echo(json.dumps({"entries": rows, "earlier": len(found) - len(shown)}, indent=2))
         return
     if len(shown) < len(found):
-        click.echo(f"({len(found) - len(shown)} earlier: `--last 0` shows them)")
+        say(f"({len(found) - len(shown)} earlier: `--last 0` shows them)")
     for entry in shown:
-        click.echo(render.history_text(entry), nl=False)
+        say(render.history_text(entry), nl=False)
     if not found:
-        click.echo("nothing was done")
+        say("nothing was done")
 
 
 def ended(entry: Transaction | Event) -> float:

@@ -12,12 +12,11 @@ from contextlib import closing
 from pathlib import Path
 from types import FrameType
 
-import click
-
 from slurm_mig import config
 from slurm_mig.adapters.requests import Code
 from slurm_mig.assembly import Assembly
 from slurm_mig.errors import SlurmMigError
+from slurm_mig.printing import say
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ def run(config_path: Path, pause_s: float, *, woken: bool) -> None:
                 if error.retry_s is None:
                     raise
                 # A person at work, or a slurmctld that restarts, is no reason to end.
-                click.echo(f"slurm-mig: {error}", err=True)
+                say(f"slurm-mig: {error}", err=True)
                 wait_s = error.retry_s
             nodes.rest()
             if code.changed():
@@ -83,7 +82,7 @@ def _cycle(assembly: Assembly, *, woken: bool) -> list[str]:
             for name in assembly.store.managed()
             if (t := assembly.store.transaction(name)) and t.is_open and not t.waits
         ]
-    click.echo(report.sentence)
+    say(report.sentence)
     return quarantined
 
 

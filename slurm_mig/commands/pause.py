@@ -13,6 +13,7 @@ from slurm_mig.commands.options import CONFIG_OPTION
 from slurm_mig.core import pauses
 from slurm_mig.core.records import Event, Pause
 from slurm_mig.errors import BusyError, UsageError
+from slurm_mig.printing import say
 
 if TYPE_CHECKING:
     from slurm_mig.assembly import Assembly
@@ -46,7 +47,7 @@ def pause(config_path: Path, what: tuple[str, ...], reason: str, wait_s: float) 
         wish = Pause(scope, *_now_and_who(), " ".join(reason.split()))
         assembly.store.pause(wish)
         _remember(assembly, "paused", wish)
-        click.echo(pauses.said(wish))
+        say(pauses.said(wish))
     try:
         with assembly.store.lock(wait_s):
             pass
@@ -74,9 +75,9 @@ def resume(config_path: Path, what: tuple[str, ...]) -> None:
     for scope in scopes:
         assembly.store.lift(scope)
         _remember(assembly, "resumed", Pause(scope, *_now_and_who()))
-        click.echo(f"{there[scope].what}: no longer paused")
+        say(f"{there[scope].what}: no longer paused")
     for left in assembly.store.pauses():
-        click.echo(f"still {pauses.said(left)}")
+        say(f"still {pauses.said(left)}")
 
 
 def _scopes(what: Sequence[str]) -> Iterator[str]:

@@ -12,6 +12,7 @@ import click
 from slurm_mig import config
 from slurm_mig.commands.options import CONFIG_OPTION
 from slurm_mig.errors import BusyError, Exit, UsageError
+from slurm_mig.printing import say
 
 
 @click.command()
@@ -45,12 +46,12 @@ def undo(config_path: Path, node: str, *, dry_run: bool) -> None:
         change = core.undo(view, last, f"undo of {last.id}, by {who_asks()}")
         if dry_run:
             width = shutil.get_terminal_size((100, 24)).columns
-            click.echo(render.plan_text(Plan((change,)), (view,), width), nl=False)
+            say(render.plan_text(Plan((change,)), (view,), width), nl=False)
             return
         outcome = assembly.executor().reshape(managed, change)
-    click.echo(outcome.sentence)
+    say(outcome.sentence)
     if outcome.phase is Phase.RELEASED:
-        click.echo(f"As before {last.id}. The queue may want it otherwise: `slurm-mig pause {node}`"
+        say(f"As before {last.id}. The queue may want it otherwise: `slurm-mig pause {node}`"
                    " keeps it so.")  # fmt: skip
         return
     sys.exit(Exit.ATTENTION if outcome.phase is Phase.QUARANTINED else Exit.BUSY)

@@ -76,8 +76,16 @@ def _sequence(origin: Any, args: tuple[Any, ...], data: Any, where: str) -> Any:
 def _mapping(args: tuple[Any, ...], data: Any, where: str) -> dict[Any, Any]:
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: expected an object, found {type(data).__name__}")
-    key = int if args[0] is int else str
-    return {key(k): _decode(args[1], v, f"{where}.{k}") for k, v in data.items()}
+    return {_key(args[0], k, where): _decode(args[1], v, f"{where}.{k}") for k, v in data.items()}
+
+
+def _key(kind: Any, key: str, where: str) -> Any:
+    if kind is not int:
+        return key
+    try:
+        return int(key)
+    except ValueError as error:
+        raise ConfigError(f"{where}: expected a number as key, found {key[:40]!r}") from error
 
 
 def _fields(kind: Any, data: Any, where: str) -> Any:

@@ -177,18 +177,31 @@ def test_gpus_that_changed_places(site: ManagedCluster) -> None:
 
 
 def test_a_gpu_that_was_replaced(site: ManagedCluster) -> None:
-    """A new card comes with MIG off: that is a person's to switch; then it is adopted."""
+    """The new card, which comes with MIG off, is cut as the old one was before slurmd starts."""
+    before = sorted((g, i["profile"], i["start"]) for g, i in site.instances(NODE))
     boot(site, "replace", "1", "--seed", "spare")
+    assert sorted((g, i["profile"], i["start"]) for g, i in site.instances(NODE)) == before
     said = mended(site)
     assert "GPU 1 was replaced" in said
+    assert "a100-1 mended in" in said
+    assert agreed(site)
+    can_be_used(site)
+
+
+def test_a_gpu_in_another_mode_is_a_persons_to_switch(site: ManagedCluster) -> None:
+    script = "from slurm_mig.adapters.gpus import NvmlGpus as G; g = G()\n"
+    script += "for i in g.inventory()[1].instances: g.destroy(1, i.gi)\n"
+    site.run("python", "-c", script + "g.set_mode(1, on=False)", node=NODE)
+    said = mended(site)
+    assert "MIG is off on GPU 1" in said
     assert "`slurm-mig mode on 1 --node a100-1`" in said
+    assert not agreed(site)
     site.slurm_mig("mode", "on", "1", "--node", NODE)
     assert "a100-1 mended in" in mended(site)
     assert agreed(site)
     wants = site.submit("true", "--gres=gpu:4g.20gb:1")
     site.slurm_mig("reconcile")
     site.wait_job(wants, "COMPLETED")
-    can_be_used(site)
 
 
 def test_a_driver_that_names_its_profiles_otherwise(site: ManagedCluster) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm_mig.adapters import remote
+from slurm_mig.adapters import sessions
 from slurm_mig.adapters.remote import RemoteNodes
 from slurm_mig.adapters.requests import Code, Requests
 from slurm_mig.core.records import NodeFacts
@@ -73,7 +73,7 @@ def test_a_session_that_did_not_survive_the_pause_is_begun_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Ended, or cut off without anybody knowing."""
-    monkeypatch.setattr(remote, "RESTED_ANSWER_S", 0.3)
+    monkeypatch.setattr(sessions, "RESTED_ANSWER_S", 0.3)
     first = pid(nodes)
     nodes.rest()
     os.kill(first, number)
