@@ -172,8 +172,6 @@ def status(config_path: Path, as_json: bool) -> None:  # noqa: FBT001
     )
 
 
-
-
 @main.group()
 def node() -> None:
     """What runs on a GPU node, as root; called by the controller."""

@@ -33,7 +33,7 @@ class RemoteNodes(Sessions):
         return facts
 
     def own(self, name: str, outside: Sequence[Outside]) -> None:
-        self._call(name, "own", encode(list(outside)))
+        self.call(name, "own", encode(list(outside)))
 
     def prepare(self, name: str, slots: Slots) -> None:
         self.call(name, "prepare", encode(slots))

@@ -18,7 +18,7 @@ from slurm_mig.errors import UnreachableError
 
 PROFILE = re.compile(r"[1-9]\d?g\.[1-9]\d{0,3}gb([+-][a-z]+(\.[a-z]+)?(,?[+-][a-z.]+)*)?")
 FILE = re.compile(r"/dev/[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
-UUID = re.compile(r"((GPU|MIG)-[A-Za-z0-9/-]+)?")
+UUID = re.compile(r"((GPU|MIG)-[A-Za-z0-9/.@-]+)?")
 MODEL = re.compile(r"[ -~]{1,96}")
 GRES_KEY = re.compile(r"[A-Za-z]{1,32}")
 GRES_VALUE = re.compile(r"[A-Za-z0-9_.,:/\[\]()+-]{0,4096}")
@@ -79,6 +79,7 @@ def _gpu(gpu: Gpu) -> Iterator[str]:
         yield f"{what}: {gpu.uuid[:40]!r}, {gpu.model[:40]!r} is no UUID and model"
     if gpu.file and not FILE.fullmatch(gpu.file):
         yield f"{what}: {gpu.file[:80]!r} is no device file"
+    yield from _texts(what, (gpu.pci, gpu.owner))
     numbers = (gpu.minor, gpu.memory_mib, *gpu.pids, *gpu.instance_minors, *gpu.spare_minors)
     yield from _numbers(what, numbers)
     yield from _few(f"{what}: profiles", gpu.profiles)

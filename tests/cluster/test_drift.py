@@ -194,9 +194,10 @@ def test_a_gpu_in_another_mode_is_a_persons_to_switch(site: ManagedCluster) -> N
     site.run("python", "-c", script + "g.set_mode(1, on=False)", node=NODE)
     said = mended(site)
     assert "MIG is off on GPU 1" in said
-    assert "`slurm-mig mode on 1 --node a100-1`" in said
+    assert "`nvidia-smi -i 1 -mig 1` on a100-1" in said
     assert not agreed(site)
-    site.slurm_mig("mode", "on", "1", "--node", NODE)
+    on = "from slurm_mig.adapters.gpus import NvmlGpus; NvmlGpus().set_mode(1, on=True)"
+    site.run("python", "-c", on, node=NODE)
     assert "a100-1 mended in" in mended(site)
     assert agreed(site)
     wants = site.submit("true", "--gres=gpu:4g.20gb:1")

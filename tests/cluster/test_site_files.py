@@ -205,3 +205,18 @@ def test_a_backup_that_would_cost_jobs_is_refused(site: ManagedCluster) -> None:
     assert "gpu-[01-02,03]" in site.read(FILES[1])
     assert site.sh(f"stat -c %U {FILES[0]}").strip() == "slurm"
     assert texts(site)[0] == before[0]
+
+
+@pytest.mark.parametrize("path", ["/var/lib/slurm-mig", OURS, f"{ETC}/slurm-mig.yaml"])
+def test_what_everybody_may_write_is_not_gone_by(site: ManagedCluster, path: str) -> None:
+    site.run("mkdir", "-p", OURS)
+    mode = site.sh(f"stat -c %a {path}").strip()
+    site.run("chmod", "o+w", path)
+    try:
+        for words in (("reconcile",), ("status",), ("enrol", "gpu-01")):
+            done = site.slurm_mig(*words, check=False)
+            assert done.returncode == Exit.CONFIG
+            assert f"everybody may write {path}" in done.stderr
+    finally:
+        site.run("chmod", mode, path)
+    site.slurm_mig("status")

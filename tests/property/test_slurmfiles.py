@@ -148,10 +148,12 @@ def split_up(directory: Path, text: str, data: st.DataObject) -> list[Path]:
     name = data.draw(st.sampled_from(["inner/b.inc", str(inner)]))
     word = data.draw(st.sampled_from(["Include", "include", "INCLUDE"]))
     end = data.draw(st.sampled_from(["\n", "\r\n"]))
+    head = "".join(lines[:one])
+    head += "" if head.endswith("\n") or not head else "\n"
     texts = {
         inner: "".join(lines[one:two]),
         outer: f"{word} {name}{end}" + "".join(lines[two:]),
-        root: "".join(lines[:one]) + f"{word} a.link{end}",
+        root: f"{head}{word} a.link{end}",
     }
     for path, part in texts.items():
         path.write_bytes(part.encode("utf-8", "surrogateescape"))
