@@ -17,7 +17,7 @@ from slurm_mig.core.records import NodeFacts
 from slurm_mig.errors import UnreachableError
 
 PROFILE = re.compile(r"[1-9]\d?g\.[1-9]\d{0,3}gb([+-][a-z]+(\.[a-z]+)?(,?[+-][a-z.]+)*)?")
-FILE = re.compile(r"/dev/[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
+FILE = re.compile(r"(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+")
 UUID = re.compile(r"((GPU|MIG)-[A-Za-z0-9/.@-]+)?")
 MODEL = re.compile(r"[ -~]{1,96}")
 GRES_KEY = re.compile(r"[A-Za-z]{1,32}")
