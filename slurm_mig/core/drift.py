@@ -196,7 +196,7 @@ def _renamed(placement: Placement, profiles: Iterable[Profile]) -> Placement:
         for p in profiles
         if (_kind(p.name), p.size) == (_kind(placement.profile), placement.size)
     )
-    return replace(placement, profile=next(alike, placement.profile))
+    return placement._replace(profile=next(alike, placement.profile))
 
 
 def _kind(name: str) -> tuple[str, str]:

@@ -43,7 +43,7 @@ def renamed(gpu: Gpu) -> Gpu:
         gpu,
         profiles=tuple(replace(p, name=name(p.name)) for p in gpu.profiles),
         instances=tuple(
-            replace(i, placement=replace(i.placement, profile=name(i.placement.profile)))
+            replace(i, placement=i.placement._replace(profile=name(i.placement.profile)))
             for i in gpu.instances
         ),
     )

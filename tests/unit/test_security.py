@@ -136,7 +136,7 @@ HOSTILE: dict[str, Callable[[], NodeFacts]] = {
     "an option in a file": lambda: with_instance(files=("/dev/nvidia0 Flags=explicit",)),
     "a file elsewhere": lambda: with_instance(files=("/dev/../etc/shadow",)),
     "a line of slurm.conf in a profile": lambda: with_instance(
-        placement=replace(at("1g.5gb", 0), profile="1g.5gb\nSlurmUser=root")
+        placement=at("1g.5gb", 0)._replace(profile="1g.5gb\nSlurmUser=root")
     ),
     "an attribute in a profile": lambda: with_profile(name="1g.5gb State=DOWN"),
     "a filler for a profile": lambda: with_profile(name="off"),
