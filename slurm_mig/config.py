@@ -199,6 +199,8 @@ class NodeSettings:
     devices: Annotated[str, _one_of("open", "narrow")] = "open"
     leftover: Annotated[str, _one_of("end", "report")] = "end"
     job_map_dir: MaybePath = ""
+    cdi: Annotated[str, _matches(r"(/[!-~]*)?", "should be an absolute path or empty")] = ""
+    cdi_devices: Annotated[str, _one_of("outside", "all")] = "outside"
     slurm_conf: str = field(default=SlurmSettings.conf, metadata={"derived": True})
     """The file that slurmd reads: `slurm.conf`, or what slurmctld sent; no key of this section."""
     slurm: SlurmSettings = field(default=SlurmSettings(), metadata={"derived": True})

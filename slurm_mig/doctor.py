@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import stat
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from slurm_mig.adapters import gresfile, holders
 from slurm_mig.adapters.gpus import NvmlGpus
+from slurm_mig.adapters.ownedhere import owned_here
 from slurm_mig.config import NodeSettings
 from slurm_mig.core import findings as rules
 from slurm_mig.core.findings import ERROR, NOTE, OK, WARNING, Finding, Listed
 from slurm_mig.core.model import Gpu
 from slurm_mig.errors import SlurmMigError
 from slurm_mig.gpurender import gres_devices
+from slurm_mig.worlds import Worlds
 
 DATA = Path(__file__).parent / "data" / "mig-profiles.json"
-TOOL_TIMEOUT_S = 10.0
 MARKS = {OK: "ok     ", NOTE: "note   ", WARNING: "WARNING", ERROR: "ERROR  "}
 
 
@@ -56,7 +55,7 @@ class Doctor:
         if gpus and not any(gpu.mig_capable for gpu in gpus):
             found.append(Finding(ERROR, "no GPU here can do MIG", self._name))
         checks: tuple[Callable[[Sequence[Gpu]], Iterator[Finding]], ...] = (
-            self._modes, self._device_files, self._holders, self._kernel, self._gres, self._tools,
+            self._modes, self._device_files, self._holders, self._kernel, self._gres, self._worlds,
         )  # fmt: skip
         for check in checks:
             try:
@@ -66,16 +65,7 @@ class Doctor:
         return found
 
     def text(self, findings: Sequence[Finding]) -> str:
-        """The findings for people, the worst last."""
-        lines = []
-        for f in sorted(findings, key=lambda f: list(MARKS).index(f.level)):
-            lines.append(f"{MARKS[f.level]}  {f.where}: {f.what}")
-            lines += [f"         why:  {f.why}"] if f.why else []
-            lines += [f"         mend: {f.mend}"] if f.mend else []
-        bad = [f for f in findings if f.level in (WARNING, ERROR)]
-        errors = sum(f.level == ERROR for f in bad)
-        lines.append(f"{errors} errors, {len(bad) - errors} warnings")
-        return "\n".join(lines) + "\n"
+        return findings_text(findings)
 
     def _modes(self, gpus: Sequence[Gpu]) -> Iterator[Finding]:
         for gpu in gpus:
@@ -154,14 +144,23 @@ class Doctor:
         if not bad:
             yield Finding(OK, f"gres.conf agrees with {len(listed)} devices", str(path))
 
-    def _tools(self, gpus: Sequence[Gpu]) -> Iterator[Finding]:
-        tools = (
-            ("nvidia-container-toolkit", "nvidia-ctk", rules.CONTAINER_TOOLKIT),
-            ("nvidia-device-plugin", "nvidia-device-plugin", rules.DEVICE_PLUGIN),
-        )
-        for name, program, needed in tools:
-            if path := shutil.which(program):
-                yield from rules.tool_findings(name, _version_of(path), needed)
+    def _worlds(self, gpus: Sequence[Gpu]) -> Iterator[Finding]:
+        """Containers and Kubernetes beside Slurm."""
+        owned = owned_here(self._settings, self._name, gpus)
+        yield from Worlds(self._settings, owned, self._proc).findings()
+
+
+def findings_text(findings: Sequence[Finding]) -> str:
+    """The findings for people, the worst last."""
+    lines = []
+    for f in sorted(findings, key=lambda f: list(MARKS).index(f.level)):
+        lines.append(f"{MARKS[f.level]}  {f.where}: {f.what}")
+        lines += [f"         why:  {f.why}"] if f.why else []
+        lines += [f"         mend: {f.mend}"] if f.mend else []
+    bad = [f for f in findings if f.level in (WARNING, ERROR)]
+    errors = sum(f.level == ERROR for f in bad)
+    lines.append(f"{errors} errors, {len(bad) - errors} warnings")
+    return "\n".join(lines) + "\n"
 
 
 def _file_finding(file: str, *, minor: int, mode: int) -> Iterator[Finding]:
@@ -180,17 +179,6 @@ def _file_finding(file: str, *, minor: int, mode: int) -> Iterator[Finding]:
             WARNING, f"has mode {stat.S_IMODE(info.st_mode):04o}, not {mode:04o}", file,
             "users' jobs cannot open it", f"chmod {mode:04o} {file}",
         )  # fmt: skip
-
-
-def _version_of(path: str) -> str:
-    try:
-        done = subprocess.run(
-            [path, "--version"], check=False, capture_output=True, text=True,
-            stdin=subprocess.DEVNULL, timeout=TOOL_TIMEOUT_S,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout or done.stderr
 
 
 def minimum_drivers() -> dict[str, str]:

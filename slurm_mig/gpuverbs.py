@@ -21,11 +21,13 @@ from slurm_mig.adapters.managedhere import managed_here
 from slurm_mig.adapters.system import Slurmd
 from slurm_mig.config import NodeSettings
 from slurm_mig.core.codec import decode, encode
+from slurm_mig.core.exports.chosen import Ask
 from slurm_mig.core.layoutfile import Board, Entry, export, export_text, select
 from slurm_mig.core.layouts import LayoutChange, Wanted, agrees, devices_of, parse_inline
 from slurm_mig.core.model import Gpu, Placement
-from slurm_mig.doctor import Doctor
+from slurm_mig.doctor import Doctor, findings_text
 from slurm_mig.errors import BusyError, Exit, SlurmMigError, UsageError
+from slurm_mig.exporting import Exporter, keep_cdi
 from slurm_mig.relayout import Relayout
 
 
@@ -56,6 +58,8 @@ class Request:
     on: bool = False
     dry_run: bool = False
     inline: bool = False
+    ask: Ask | None = None
+    """What `export FORMAT` is asked for; None: the layout file."""
 
 
 class GpuVerbs:
@@ -76,7 +80,7 @@ class GpuVerbs:
             "profiles": lambda: self.profiles(),
             "apply": lambda: self.apply(request.wish, dry_run=request.dry_run),
             "assert": lambda: self.asserted(request.wish),
-            "export": lambda: self.export(inline=request.inline),
+            "export": lambda: self.export(request.ask or Ask(), inline=request.inline),
             "mode": lambda: self.mode(request.gpus, on=request.on),
             "gres": lambda: self.gres(),
             "check": lambda: self.check(),
@@ -100,7 +104,17 @@ class GpuVerbs:
         free = {gpu.index: self._gpus.remaining(gpu.index) for gpu in gpus if gpu.mig}
         return Answer(gpurender.profiles_text(gpus, free), gpurender.profiles_json(gpus, free))
 
-    def export(self, *, inline: bool) -> Answer:
+    def export(self, ask: Ask = Ask(), *, inline: bool = False) -> Answer:  # noqa: B008 frozen
+        """What is there in another world's words; without a format as a file for `apply`."""
+        if ask.format == "slurm":
+            return self.gres()
+        if ask.format != "mig-parted":
+            made = Exporter(self._settings, self._name, self._gpus).run(ask)
+            if made.findings is None:
+                return Answer(made.text, made.data)
+            exit_code = max((f.exit for f in made.findings), default=int(Exit.OK))
+            found = {"findings": [asdict(f) for f in made.findings]}
+            return Answer(findings_text(made.findings), found, exit_code)
         gpus = [gpu for gpu in self._gpus.inventory() if gpu.mig_capable]
         if not gpus:
             raise SlurmMigError("no GPU here can do MIG: there is nothing to export")
@@ -148,6 +162,7 @@ class GpuVerbs:
             return Answer(gpurender.change_text(changes), _change_data(changes, done=False))
         applied = relayout.apply(wanted)
         self._record(applied.gpus)
+        keep_cdi(self._settings, self._name, applied.gpus)
         text = gpurender.change_text(applied.changes) + self._next_step(applied.changes)
         return Answer(text, _change_data(applied.changes, done=True))
 
@@ -174,6 +189,7 @@ class GpuVerbs:
             lines.append(f"GPU {index}: MIG {word}{'' if changed else ' already'}")
             rows.append({"index": index, "mig": on, "changed": changed})
             self._record(self._gpus.inventory())
+        keep_cdi(self._settings, self._name, self._gpus.inventory())
         changes = [LayoutChange(r["index"], mig=on, switch=True) for r in rows if r["changed"]]
         text = "".join(f"{line}\n" for line in lines) + self._next_step(changes)
         return Answer(text, {"gpus": rows})

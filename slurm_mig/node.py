@@ -26,6 +26,7 @@ from slurm_mig.core.model import Gpu, GpuChange, Instance, NodeChange, Placement
 from slurm_mig.core.ownership import Outside
 from slurm_mig.core.records import ManagedNode, NodeFacts
 from slurm_mig.errors import BusyError, ConfigError, GpuError, SlurmMigError
+from slurm_mig.exporting import keep_cdi
 from slurm_mig.gpuverbs import GpuVerbs
 
 PROTOCOL = 1
@@ -129,6 +130,7 @@ class NodeAgent:
             job_map=slotmap.job_map(self._settings.job_map_dir, gpus),
         )
         write_atomic(run_dir / "slots", text)
+        keep_cdi(self._settings, self._name, gpus)
         hooks.refresh_marks(run_dir, gpus)
         hooks.refresh_job_map(run_dir)
 

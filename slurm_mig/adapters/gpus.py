@@ -19,6 +19,7 @@ import pynvml
 
 from slurm_mig.adapters import nvml
 from slurm_mig.adapters.nvml import optional, patiently, text, translated
+from slurm_mig.core.exports.kubernetes import Attributes
 from slurm_mig.core.model import ComputeInstance, Gpu, Instance, Placement, Profile
 from slurm_mig.core.profiles import device_name
 from slurm_mig.errors import BusyError, GpuError, UnreachableError
@@ -111,6 +112,26 @@ class NvmlGpus:
         with translated(f"reading the PCI ids of GPU {gpu}"):
             info = pynvml.nvmlDeviceGetPciInfo(pynvml.nvmlDeviceGetHandleByIndex(gpu))
             return int(info.pciDeviceId), int(info.pciSubSystemId)
+
+    def attributes(self, uuid: str) -> Attributes:
+        """The resources of a MIG device."""
+        with translated(f"reading the attributes of {uuid}"):
+            device = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+            told = pynvml.nvmlDeviceGetAttributes(device)
+            engines = {
+                "copy": told.sharedCopyEngineCount,
+                "decoder": told.sharedDecoderCount,
+                "encoder": told.sharedEncoderCount,
+                "jpeg": told.sharedJpegCount,
+                "ofa": told.sharedOfaCount,
+            }
+            return Attributes(
+                int(told.memorySizeMB),
+                int(told.multiprocessorCount),
+                int(told.gpuInstanceSliceCount),
+                int(told.computeInstanceSliceCount),
+                {name: int(count) for name, count in engines.items()},
+            )
 
     # -- changing instances ---------------------------------------------------------------------
 

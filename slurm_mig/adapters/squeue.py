@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 import subprocess
 
+from slurm_mig.adapters.gresfile import names
+from slurm_mig.core import demand
 from slurm_mig.errors import UnreachableError
 
 TIMEOUT_S = 20.0
@@ -32,6 +34,16 @@ def gpu_jobs(node: str) -> list[int]:
     used = re.search(r"(?m)^\s*GresUsed=(\S*)", _said("scontrol", "show", "node", "-d", node))
     some = used is not None and re.search(r"\bgpu:[^,()]*:[1-9]", used[1])
     return asking or (sorted(jobs) if some else [])
+
+
+def indexes_of(job: int, node: str) -> list[int]:
+    """GRES indexes of a running job's gpus on the node. Raises UnreachableError."""
+    said = _said("scontrol", "show", "job", "-d", str(job))
+    found: list[int] = []
+    for nodes, gres in re.findall(r"\bNodes=(\S+) .*?\bGRES=(\S*)", said):
+        if names(nodes, node):
+            found += demand.gpu_indexes(gres)
+    return sorted(found)
 
 
 def _said(*command: str) -> str:

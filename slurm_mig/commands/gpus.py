@@ -91,12 +91,66 @@ def assert_(what: tuple[str, ...], file: Path, **where: Any) -> None:
     _run(where, "assert", wish=_wish(what, file))
 
 
+def choice_options(command: C) -> C:
+    """The options that choose devices for an export, and say how."""
+    for option in (
+        click.option("--check", "check_only", is_flag=True,
+                     help="Look at what the export needs of the node, instead of printing it."),
+        click.option("--vgpu", is_flag=True, help="libvirt: one instance as a vGPU."),
+        click.option("--part", default="all", help="kubernetes: this part alone.",
+                     type=click.Choice(["all", "values", "mig-manager", "labels", "discovery",
+                                        "pod"])),
+        click.option("--strategy", default="", type=click.Choice(["", "single", "mixed", "none"]),
+                     help="kubernetes: the MIG strategy; by default the one that fits."),
+        click.option("--image", help="Container image."),
+        click.option("--count", type=click.IntRange(min=1), help="So many devices."),
+        click.option("--free", is_flag=True, help="Of what nobody uses and Slurm does not have."),
+        click.option("--owner", default="", help="Of what this owner has (`outside`)."),
+        click.option("--job", type=click.IntRange(min=1), help="The devices of this Slurm job."),
+        click.option("--uuid", "uuids", multiple=True, help="This device."),
+        click.option("--profile", "profiles", multiple=True, help="Of this profile."),
+        click.option("--gpu", "gpus", multiple=True, type=click.IntRange(min=0),
+                     help="Of this GPU, by index."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+FORMATS = ("mig-parted", "slurm", "docker", "compose", "podman", "cdi", "env", "kubernetes",
+           "libvirt")  # fmt: skip
+
+
 @click.command()
-@click.option("--inline", is_flag=True, help="As words for `apply`, with places.")
+@click.argument("form", metavar="[FORMAT]", default="mig-parted", type=click.Choice(FORMATS))
+@click.option("--inline", is_flag=True, help="mig-parted: as words for `apply`, with places.")
+@choice_options
 @where_options
-def export(inline: bool, **where: Any) -> None:  # noqa: FBT001
-    """Print what is there as a file that `apply` reads (mig-parted's format)."""
-    _run(where, "export", inline=inline)
+def export(form: str, inline: bool, **options: Any) -> None:  # noqa: FBT001
+    """Print devices in the words of another world; change nothing.
+
+    \b
+    FORMAT: mig-parted (the default: what is there, as a file that `apply` reads),
+    slurm (gres.conf), docker, compose, podman, cdi, env (enroot, pyxis, apptainer,
+    singularity), kubernetes, libvirt.
+
+    What is Slurm's is not handed out, but for --job.
+    """
+    from slurm_mig.core.exports.chosen import Ask
+
+    where = {key: options.pop(key) for key in ("node", "name", "as_json", "config_path")}
+    if inline and form != "mig-parted":
+        raise UsageError(f"--inline is of mig-parted, not of {form}")
+    options["check"] = options.pop("check_only")
+    given = {key: value for key, value in options.items() if value is not None}
+    if form in ("mig-parted", "slurm") and (named := _given(given)):
+        raise UsageError(f"{form} is about the whole node: {', '.join(named)} cannot be given")
+    _run(where, "export", inline=inline, ask=Ask(form, **given))
+
+
+def _given(options: dict[str, Any]) -> list[str]:
+    plain = {"gpus": "--gpu", "profiles": "--profile", "uuids": "--uuid"}
+    return [plain.get(key, f"--{key}") for key, value in options.items()
+            if value and (key, value) != ("part", "all")]  # fmt: skip
 
 
 @click.command()

@@ -156,7 +156,11 @@ def gres_findings(
                 "jobs get another size than they asked for",
                 "slurm-mig gres shows the lines that fit",
             )  # fmt: skip
+    denied = {file for device in listed if is_filler(device.type) for file in device.files}
     for files, gres_type in sorted(by_files.items(), key=lambda item: sorted(item[0])):
+        # Withheld, or not Slurm's: the guard has its file.
+        if files & denied:
+            continue
         yield Finding(
             WARNING, f"a {gres_type} is there that gres.conf does not name",
             " ".join(sorted(files)),
