@@ -139,7 +139,8 @@ def test_podman_knows_the_device(shared: ManagedCluster) -> None:
         "--storage-driver", "vfs", "--cgroup-manager", "cgroupfs",
         "run", "--rm", "--network=none", "--cgroups=disabled",
         "--security-opt", "seccomp=unconfined", "--device", device,
-        "-v", "/run/nvml-sim:/run/nvml-sim", "--rootfs", "/tmp/root", "/bin/fake-cuda", "--seconds", "0.1",
+        "-v", "/run/nvml-sim:/run/nvml-sim", "--rootfs", "/tmp/root",
+        "/bin/fake-cuda", "--seconds", "0.1",
     )  # fmt: skip
     done = shared.run(*command, node=NODE, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
