@@ -113,14 +113,14 @@ def test_our_files_are_on_both_hosts_before_the_release(two: ManagedCluster) -> 
 
 
 def test_one_lock_for_both_hosts(two: ManagedCluster) -> None:
-    two.sh("setsid -f flock /var/lib/slurm-mig/lock sleep 3 >/dev/null 2>&1 </dev/null")
+    two.sh("setsid -f flock /var/lib/slurm-mig/lock sleep 61 >/dev/null 2>&1 </dev/null")
     two.wait_for(
         lambda: two.run("flock", "-n", "/var/lib/slurm-mig/lock", "true", check=False).returncode,
         5, "the lock to be held")  # fmt: skip
     done = two.run("slurm-mig", "reconcile", node=SECOND, check=False)
     assert done.returncode == Exit.BUSY
     assert " on head) is at work" in done.stderr
-    two.sh("flock /var/lib/slurm-mig/lock true")
+    two.sh("pkill -f '^sleep 61$'; flock /var/lib/slurm-mig/lock true")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
