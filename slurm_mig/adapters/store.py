@@ -19,6 +19,7 @@ import json
 import os
 import socket
 import time
+import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,8 @@ class FileStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.history = History(root)
+        self._read: dict[Path, tuple[tuple[int, int, int], Any]] = {}
+        """Records as last read: a cycle asks for those of every node many times."""
 
     @contextmanager
     def lock(self, wait_s: float = 0.0) -> Iterator[None]:
@@ -137,13 +140,20 @@ class FileStore:
 
     def _load(self, path: Path, kind: type[T]) -> T | None:
         try:
-            text = path.read_text(encoding="utf-8")
+            with open(path, encoding="utf-8") as file:
+                info = os.fstat(file.fileno())
+                now = (info.st_ino, info.st_mtime_ns, info.st_size)
+                if path in self._read and self._read[path][0] == now:
+                    return typing.cast("T", self._read[path][1])
+                text = file.read()
         except FileNotFoundError:
             return None
         except OSError as error:
             raise ConfigError(f"cannot read {path}: {error.strerror}") from error
         try:
-            return decode(kind, json.loads(text), str(path))
+            found = decode(kind, json.loads(text), str(path))
+            self._read[path] = (now, found)
+            return found
         except ValueError as error:
             raise ConfigError(
                 f"{path} is damaged: {error}",

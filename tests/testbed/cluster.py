@@ -13,6 +13,7 @@ import re
 import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from subprocess import CompletedProcess
 from types import TracebackType
@@ -29,6 +30,7 @@ SITE_TYPES = {L40S: "l40s"}
 SMALLEST = {A100: ("1g.5gb", 7), A30: ("1g.6gb", 4), H100: ("1g.10gb", 7)}
 ETC = "/etc/slurm"
 DAEMON_TIMEOUT_S = 90.0
+HOSTS_AT_ONCE = 4
 """A first slurmctld that takes control back from the second one needs 30 s for it."""
 
 
@@ -107,8 +109,8 @@ class Cluster:
         self.spaces.start()
         try:
             self._prepare()
-            for number, node in enumerate(self.nodes):
-                self._start_host(number, node)
+            with ThreadPoolExecutor(HOSTS_AT_ONCE) as pool:
+                list(pool.map(self._start_host, range(len(self.nodes)), self.nodes))
             if self.backup:
                 self._enter_host(self.backup, _SECOND_HEAD, "10.77.0.2")
             self._write_site_configuration()
@@ -122,7 +124,7 @@ class Cluster:
                 accounting.fill(self)
             for node in self.nodes:
                 self.start_daemon("slurmd", node.name)
-            self.wait_for(self._all_idle, 60, "every node to be idle")
+            self.wait_for(self._all_idle, 60 + 3 * len(self.nodes), "every node to be idle")
         except BaseException:
             self.stop()
             raise
@@ -328,8 +330,8 @@ class Cluster:
     def _write_site_configuration(self) -> None:
         """slurm.conf and gres.conf as the site's administrator wrote them, before slurm-mig."""
         self.write(f"{ETC}/slurm.conf", slurm_conf(self.nodes, self._extra_conf()))
-        gres = [self.run("python", "-m", "tests.testbed.cut", "--gres", node.name, node=node.name)
-                for node in self.nodes]  # fmt: skip
+        with ThreadPoolExecutor(HOSTS_AT_ONCE) as pool:
+            gres = list(pool.map(self._site_gres_lines, self.nodes))
         self.write(f"{ETC}/gres.conf", "# The site's own.\n" + "".join(g.stdout for g in gres))
         self.write(f"{ETC}/cgroup.conf", cgroup_conf())
         self.write(f"{ETC}/slurmd-parameters.conf", "SlurmdParameters=config_overrides\n")
@@ -341,6 +343,10 @@ class Cluster:
                 self.write(f"/run/no-overrides-{node.name}.conf", "# What the host has.\n")
                 self.run("mount", "--bind", f"/run/no-overrides-{node.name}.conf",
                          f"{ETC}/slurmd-parameters.conf", node=node.name)  # fmt: skip
+
+    def _site_gres_lines(self, node: NodeSpec) -> CompletedProcess[str]:
+        command = ("python", "-m", "tests.testbed.cut", "--gres", node.name)
+        return self.run(*command, node=node.name)
 
     def _write_other_copies(self) -> None:
         """/etc/slurm of the hosts that do not share the head's. gres.conf has the lines of nodes

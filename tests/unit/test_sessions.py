@@ -193,3 +193,77 @@ def test_a_program_that_was_changed_is_noticed(tmp_path: Path) -> None:
     (package / "sub" / "a.py").unlink()
     assert code.changed()
     assert not Code([other], package).changed()
+
+
+MANY = """\
+import json, os, sys, time
+name, folder = sys.argv[1:]
+open(f"{folder}/{name}.{os.getpid()}", "w").close()
+for line in sys.stdin:
+    if name.startswith("hangs"):
+        time.sleep(60)
+    if name.startswith("dies"):
+        sys.exit("no such driver")
+    if name.startswith("babbles"):
+        print("?")
+    print(json.dumps({"result": {"gpus": [], "driver": name}}), flush=True)
+os.unlink(f"{folder}/{name}.{os.getpid()}")
+"""
+
+
+def test_many_are_asked_through_a_window_and_bad_ones_keep_nobody_waiting(tmp_path: Path) -> None:
+    script = tmp_path / "many.py"
+    script.write_text(MANY)
+    alive = tmp_path / "alive"
+    alive.mkdir()
+    command = [sys.executable, str(script), "%h", str(alive)]
+    names = [f"n{n}" for n in range(12)]
+    names[2:2], names[7:7] = ["hangs1", "dies1", "babbles1"], ["hangs2"]
+    with RemoteNodes(command, 30, fanout=4, asking_s=2) as nodes:
+        start = time.monotonic()
+        found = nodes.observe(names)
+        took = time.monotonic() - start
+        assert sorted(found) == sorted(names)
+        for name, facts in found.items():
+            if name.startswith("n"):
+                assert isinstance(facts, NodeFacts), facts
+                assert facts.driver == name
+            else:
+                assert isinstance(facts, UnreachableError)
+        assert "no answer in time" in str(found["hangs1"])
+        assert "no such driver" in str(found["dies1"])
+        assert "rubbish" in str(found["babbles1"])
+        assert took < 10, "two that hang take their own time, side by side with the others"
+        nodes.rest()
+        kept = [path.name.split(".")[0] for path in alive.iterdir() if path.name.startswith("n")]
+        assert len(kept) <= 4, "about as many sessions as are asked at a time"
+        again = nodes.observe(["n11", *names[:2]])
+        assert all(isinstance(facts, NodeFacts) for facts in again.values())
+    assert not [path for path in alive.iterdir() if path.name.startswith("n")], "all have ended"
+
+
+def runs(process: int) -> bool:
+    state = Path(f"/proc/{process}/stat")
+    return state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_process_that_the_command_leaves_behind_goes_with_it(tmp_path: Path) -> None:
+    """ssh with ControlPersist keeps a process that holds the pipes."""
+    mark = tmp_path / "pid"
+    script = (
+        "import os, sys, time\n"
+        "child = os.fork()\n"
+        "if child == 0: time.sleep(60)\n"
+        f"open({str(mark)!r}, 'w').write(str(child))\n"
+        "print('{\"result\": {\"gpus\": []}}' if sys.stdin.readline() else '', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    start = time.monotonic()
+    with RemoteNodes([sys.executable, "-c", script], 30) as nodes:
+        assert isinstance(nodes.observe(["n1"])["n1"], NodeFacts)
+    assert time.monotonic() - start < 10
+    child = int(mark.read_text())
+    deadline = time.monotonic() + 5
+    while runs(child) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not runs(child)
