@@ -50,10 +50,11 @@ def task_prolog(env: Mapping[str, str], known: SlotMap) -> list[str]:
 
     Where devices are not constrained, Slurm's numbers are the node's own. Where they are, they are
     positions among the devices that the task may open, and tasks that are bound to one device each
-    all get "0" (measured, 26.05): the device files tell which.
+    all get "0" (measured, 26.05): the device files tell which. On a step's further nodes
+    SLURM_JOB_GPUS is the first one's, which srun brought along: the step's own are asked too.
     """
     seen = slotmap.indexes(env.get("CUDA_VISIBLE_DEVICES", ""))
-    gpus = slotmap.indexes(env.get("SLURM_JOB_GPUS") or env.get("SLURM_STEP_GPUS", ""))
+    gpus = _together(env.get("SLURM_JOB_GPUS", ""), env.get("SLURM_STEP_GPUS", ""))
     if seen is None or gpus is None or "-" in env["CUDA_VISIBLE_DEVICES"]:
         return []
     mine: Sequence[int] = seen
@@ -73,6 +74,13 @@ def task_prolog(env: Mapping[str, str], known: SlotMap) -> list[str]:
         return []
     uuids = ",".join(slot.uuid for slot in found)
     return [f"export CUDA_VISIBLE_DEVICES={uuids}", f"export NVIDIA_VISIBLE_DEVICES={uuids}"]
+
+
+def _together(*lists: str) -> frozenset[int] | None:
+    """The indexes of all lists that are there; None when there is none, or one is nonsense."""
+    found = [slotmap.indexes(text) for text in lists if text]
+    known = [indexes for indexes in found if indexes is not None]
+    return frozenset(i for part in known for i in part) if known == found != [] else None
 
 
 @dataclass(frozen=True)

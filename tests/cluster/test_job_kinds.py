@@ -196,6 +196,19 @@ def test_a_job_of_two_nodes(site: ManagedCluster) -> None:
     assert set(site.output(wants).split()) == {TWO, ONE}
 
 
+def test_a_job_of_two_nodes_with_other_indexes_on_the_second(site: ManagedCluster) -> None:
+    """More slots are taken on one node than the other has: each task gets its own node's UUID."""
+    holder = site.submit(WAITS, "--gres=gpu:1g.5gb:20", on(BIG))
+    site.wait_job(holder, "RUNNING")
+    step = "srun fake-cuda --seconds 0.1 --report /tmp/jobs/$SLURM_JOB_ID.first"
+    words = ("--nodes=2", "--ntasks-per-node=1", "--gres=gpu:1g.5gb:1")
+    wants = site.submit(step, *words, on(TWO, BIG))
+    served(site, wants)
+    reports = site.reports(wants, "first")
+    assert [r["profile"] for r in reports] == ["1g.5gb"] * 2
+    assert reports[0]["uuid"] != reports[1]["uuid"]
+
+
 def test_salloc_with_steps_across_a_reshape(site: ManagedCluster) -> None:
     script = (
         "srun fake-cuda --seconds 0.1 --report /tmp/jobs/salloc.first\n"

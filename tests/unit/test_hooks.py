@@ -123,6 +123,16 @@ def test_the_device_files_tell_which_of_the_jobs_devices_are_a_bound_tasks(site:
     assert site.uuids(env) == "MIG-b"
 
 
+def test_a_steps_further_node_has_other_indexes_than_its_first(site: Site) -> None:
+    """SLURM_JOB_GPUS is the first node's (measured, 26.05): here that slot is another job's."""
+    site.write(constrained=True)
+    text = (site.run / "slots").read_text()
+    text = text.replace("MIG-a /dev/null", "MIG-a /dev/denied")
+    (site.run / "slots").write_text(text)
+    env = {"SLURM_JOB_GPUS": "0", "SLURM_STEP_GPUS": "1", "CUDA_VISIBLE_DEVICES": "0"}
+    assert site.uuids(env) == "MIG-b"
+
+
 def test_an_environment_from_elsewhere_names_nobodys_devices(site: Site) -> None:
     site.write(constrained=True)
     text = (site.run / "slots").read_text().replace("/dev/null", "/dev/denied")
