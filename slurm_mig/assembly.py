@@ -74,6 +74,7 @@ class Assembly:
         """`nodes`: those of an earlier cycle, whose sessions are kept where they still serve.
         Raises ConfigError where others could write what is gone by."""
         slurm, remote = settings.slurm, settings.remote
+        store = FileStore(Path(settings.state_dir))
         owners = trust.slurms_own(Path(slurm.conf))
         trust.refuse_writable("the state directory", Path(settings.state_dir), owners)
         trust.refuse_writable("the directory of our files", Path(slurm.managed_dir), owners)
@@ -82,27 +83,33 @@ class Assembly:
             if nodes is not None:
                 nodes.close()
             nodes = new
+        nodes.turn = lambda: store.turn
         here = {socket.gethostname(), socket.gethostname().partition(".")[0]}
         others = [host for host in slurm.controllers if host not in here]
         controllers = RemoteControllers(others, slurm.controller_command, remote.timeout_s)
         own = nodes if slurm.nodes_have_own else None
         files = Copies(LocalFiles(settings), controllers, own)
-        return cls(settings, PyslurmCluster(), nodes, files, FileStore(Path(settings.state_dir)))
+        return cls(settings, PyslurmCluster(), nodes, files, store)
+
+    def limits(self) -> Limits:
+        """How long a reshape waits for what, by the site's policy."""
+        rules = self.settings.policy
+        return Limits(
+            settle_s=rules.settle_s,
+            register_s=rules.fence_deadline_s,
+            caps_dir=self.settings.node.caps_dir,
+            fence_wait_s=rules.fence_wait_s,
+            quarantine_after_s=rules.quarantine_after_s,
+        )
 
     def executor(self) -> Executor:
-        rules = self.settings.policy
         return Executor(
             self.cluster,
             self.nodes,
             self.files,
             self.store,
             RealClock(),
-            Limits(
-                settle_s=rules.settle_s,
-                register_s=rules.fence_deadline_s,
-                caps_dir=self.settings.node.caps_dir,
-                fence_wait_s=rules.fence_wait_s,
-            ),
+            self.limits(),
             by_reconfigure=self.by_reconfigure,
         )
 

@@ -24,6 +24,7 @@ from slurm_mig.commands.install import install, uninstall
 from slurm_mig.commands.metrics import metrics
 from slurm_mig.commands.options import CONFIG_OPTION, JSON_OPTION
 from slurm_mig.commands.pause import pause, resume
+from slurm_mig.commands.release import release
 from slurm_mig.commands.report import report
 from slurm_mig.commands.snapshot import record
 from slurm_mig.commands.undo import undo
@@ -33,6 +34,7 @@ from slurm_mig.printing import PlainFormatter, say
 if TYPE_CHECKING:
     from slurm_mig.assembly import Assembly
     from slurm_mig.core.model import NodeView, Plan
+    from slurm_mig.core.records import CycleReport
 
 
 class Commands(click.Group):
@@ -147,6 +149,9 @@ def status(config_path: Path, as_json: bool) -> None:  # noqa: FBT001
         seen = reconciler.observe()
         reasons = {r.job_id: r.reason for r in reconciler.plan(seen).refusals}
     report, pauses = assembly.store.report(), assembly.store.pauses()
+    reasons = {**_said_last(report), **reasons}
+    if trouble := assembly.store.trouble():
+        reasons = {r.job_id: trouble for r in seen.requests}
     waiting = [(r, why(r, reasons)) for r in seen.requests]
     transactions = [t for t in seen.transactions.values() if t.is_open]
     if as_json:
@@ -170,6 +175,12 @@ def status(config_path: Path, as_json: bool) -> None:  # noqa: FBT001
         ),
         nl=False,
     )
+
+
+def _said_last(report: CycleReport | None) -> dict[int, str]:
+    """What the last cycle could not do for a job, should this one's plan look better."""
+    said = report.refusals if report else {}
+    return {job: f"the last cycle said: {reason}" for job, reason in said.items()}
 
 
 @main.group()
@@ -230,6 +241,7 @@ main.add_command(pause)
 main.add_command(resume)
 main.add_command(history)
 main.add_command(undo)
+main.add_command(release)
 main.add_command(metrics)
 main.add_command(report)
 for verb in gpus.VERBS:

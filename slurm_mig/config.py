@@ -294,6 +294,7 @@ class PolicySettings:
     baseline_after_s: Seconds = 0.0
     settle_s: Annotated[float, _between(0, 3600)] = 10.0
     fence_deadline_s: Deadline = 60.0
+    quarantine_after_s: Seconds = 600.0
 
 
 @dataclass(frozen=True)

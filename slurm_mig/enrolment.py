@@ -391,13 +391,13 @@ class Enrolment:
         self._cluster.drain(name, f"{REASON}: enrolment")
 
     def _wait_empty(self, name: str, wait_s: float) -> None:
-        deadline = self._clock.now() + wait_s
+        deadline = self._clock.elapsed() + wait_s
         while True:
             node = self._cluster.node(name)
             jobs = sorted(str(a.job_id) for a in node.allocations)
             if not jobs and not node.unsettled:
                 return
-            if self._clock.now() > deadline:
+            if self._clock.elapsed() > deadline:
                 raise BusyError(
                     f"{name} has gpu jobs ({', '.join(jobs) or node.unsettled[0]}): its gpu count "
                     f"would change under them; nothing was changed",
@@ -413,7 +413,7 @@ class Enrolment:
             self._wait_for(name, lambda n: _registered(n, wanted.get(n.name)), timing.settle_s)
 
     def _wait_for(self, name: str, ready: Callable[[SlurmNode], bool], deadline_s: float) -> None:
-        deadline = self._clock.now() + deadline_s
+        deadline = self._clock.elapsed() + deadline_s
         while True:
             try:
                 node = self._cluster.watch(name)
@@ -422,7 +422,7 @@ class Enrolment:
                 seen = f"{'+'.join(sorted(node.states))}, Gres {dict(node.gres)}, {node.reason!r}"
             except UnreachableError as error:
                 seen = str(error)
-            if self._clock.now() > deadline:
+            if self._clock.elapsed() > deadline:
                 raise UnreachableError(f"{name} did not register as wanted: {seen}")
             self._clock.sleep(POLL_S)
 

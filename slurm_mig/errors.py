@@ -24,7 +24,8 @@ class Exit(IntEnum):
     BUSY = 5
     """Another slurm-mig holds the lock, or the node is not settled; try again later."""
     ATTENTION = 6
-    """A node was left fenced for a person; its reason says what to do."""
+    """A node was left fenced: the next cycle goes on, or a person is needed and its reason says
+    what to do."""
 
 
 class SlurmMigError(Exception):
@@ -55,6 +56,12 @@ class ConfigError(SlurmMigError):
     """A file (ours or Slurm's) that is not acceptable; the message names file and place."""
 
     exit_code = Exit.CONFIG
+
+
+class UnwritableError(ConfigError):
+    """A file that cannot be written now: a full disk, a file system that is read-only."""
+
+    retry_s = 30.0
 
 
 class DriftError(ConfigError):
@@ -90,6 +97,18 @@ class GpuError(SlurmMigError):
 class LeftOverError(SlurmMigError):
     """A change of a GPU failed and could not be undone: it is neither what it was nor what it
     should be; the message says what is left."""
+
+    exit_code = Exit.ATTENTION
+
+
+class StillHeldError(SlurmMigError):
+    """A node cannot be released yet; the message names what disagrees."""
+
+    exit_code = Exit.ATTENTION
+
+
+class InvariantError(SlurmMigError):
+    """Something that must never be was seen: the node stays fenced for a person."""
 
     exit_code = Exit.ATTENTION
 

@@ -16,13 +16,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from slurm_mig.core.model import NodeChange
+from slurm_mig.core.policy import ago
 from slurm_mig.core.records import ManagedNode, Phase, Transaction
-from slurm_mig.core.transitions import Situation, Step, next_step
+from slurm_mig.core.transitions import Situation, Step, steps
 from slurm_mig.errors import (
     ArrangementError,
     BusyError,
+    DriftError,
     GoneError,
     GpuError,
+    InvariantError,
+    LeftOverError,
     SlurmMigError,
     UnreachableError,
 )
@@ -30,6 +34,15 @@ from slurm_mig.noderun import REASON, Limits, NodeRun, Ports, ours
 from slurm_mig.ports import Clock, Cluster, Files, Nodes, Store
 
 log = logging.getLogger(__name__)
+
+TRIES = 3
+"""How many cycles at least try to finish before a person is asked for."""
+
+FOR_A_PERSON = (DriftError, LeftOverError, InvariantError)
+"""What another try cannot mend."""
+
+NEEDS_LIMIT = 300
+"""Characters of a node's reason that say what is needed."""
 
 
 @dataclass(frozen=True)
@@ -81,18 +94,18 @@ class Executor:
         if ready:
             failure = self._reconfigure(ready)
             for run in ready:
-                ended[run.name] = self._quarantine(run, failure) if failure else self._advance(run)
+                ended[run.name] = self._hold(run, failure) if failure else self._advance(run)
         return [outcome for outcome in ended.values() if outcome is not None]
 
-    def _reconfigure(self, runs: Sequence[NodeRun]) -> str:
+    def _reconfigure(self, runs: Sequence[NodeRun]) -> UnreachableError | None:
         """One reconfigure for all of them; returns why it failed, if it did."""
         try:
             self._at.cluster.reconfigure()
         except UnreachableError as error:
-            return str(error)
+            return error
         for run in runs:
             run.reconfigured = True
-        return ""
+        return None
 
     def _begin(self, node: ManagedNode, change: NodeChange) -> Transaction:
         ident = uuid.uuid4().hex[:8]
@@ -139,8 +152,7 @@ class Executor:
             node = self._at.cluster.node(transaction.node)
         except GoneError as error:
             return self._finish(transaction, Phase.ABANDONED, str(error))
-        touched = transaction.phase is not Phase.FENCED
-        if "DRAIN" in node.states and not touched and not ours(node, transaction):
+        if "DRAIN" in node.states and not transaction.touched and not ours(node, transaction):
             return self._finish(
                 transaction, Phase.ABANDONED, f"drained by somebody else: {node.reason}"
             )
@@ -157,7 +169,7 @@ class Executor:
         try:
             run.see_it_respond()
         except UnreachableError as error:
-            return self._quarantine(run, str(error))
+            return self._hold(run, error)
         return self._finish(transaction, Phase.RELEASED)
 
     def _run(self, transaction: Transaction, seen: Situation = Situation()) -> Outcome:  # noqa: B008
@@ -168,28 +180,35 @@ class Executor:
     def _advance(self, run: NodeRun, until: Step = Step.DONE) -> Outcome | None:
         """The steps before `until`: None when that is the next one, else what became of the run."""
         try:
-            while (step := next_step(run.seen)) is not Step.DONE:
+            remaining = steps(run.seen)
+            step = next(remaining)
+            while step is not Step.DONE:
                 if step is until:
                     return None
                 self._alive(step)
                 run.do(step)
-        except (BusyError, ArrangementError) as error:
-            return self._wait_fenced(run, str(error)) or self._abandon(run, str(error))
+                step = remaining.send(run.seen)
         except GoneError as error:
             return self._finish(run.transaction, Phase.ABANDONED, str(error))
-        except (GpuError, UnreachableError) as error:
-            if not run.fenced_once:
-                return self._finish(run.transaction, Phase.ABANDONED, str(error))
-            if isinstance(error, GpuError):
-                return self._abandon(run, str(error))
-            return self._quarantine(run, str(error))
+        except SlurmMigError as error:
+            return self._stopped(run, error)
         note = f"left drained by somebody else: {run.theirs}" if run.theirs else ""
         return self._finish(run.transaction, Phase.RELEASED, note)
+
+    def _stopped(self, run: NodeRun, error: SlurmMigError) -> Outcome:
+        """A step failed. What was not touched is let go; what was is published as it is now, where
+        that can be known; else the views differ and the fence stays."""
+        if not run.fenced_once:
+            return self._finish(run.transaction, Phase.ABANDONED, str(error))
+        if not run.touched or isinstance(error, (BusyError, ArrangementError, GpuError)):
+            return self._wait_fenced(run, str(error)) or self._abandon(run, str(error))
+        return self._hold(run, error)
 
     def _wait_fenced(self, run: NodeRun, why: str) -> Outcome | None:
         """Leave the fence up for the next cycle, where the plan and the time allow it."""
         waiting = run.transaction
-        if run.touched or self._at.clock.now() > waiting.until:
+        # Before its beginning: the clock was set back, and nobody knows how long it has stood.
+        if run.touched or not waiting.started <= self._at.clock.now() <= waiting.until:
             return None
         if not ours(self._at.cluster.watch(waiting.node), waiting):
             return None
@@ -207,25 +226,67 @@ class Executor:
                 run.look_again()
                 run.keep_withheld()
                 run.seen = Situation(fenced=True, reshaped=True)
-                while (step := next_step(run.seen)) is not Step.DONE:
+                remaining = steps(run.seen)
+                step = next(remaining)
+                while step is not Step.DONE:
                     run.do(step)
+                    step = remaining.send(run.seen)
             else:
                 run.release()
         except SlurmMigError as error:
-            return self._quarantine(run, f"{why}; then {error}")
+            if run.resumed and not run.touched:
+                # Let go as it was; that it does not respond yet is the next ping's business.
+                return self._finish(run.transaction, Phase.ABANDONED, f"{why}; then {error}")
+            return self._hold(run, error, f"{why}; then {error}")
         return self._finish(run.transaction, Phase.ABANDONED, why)
 
-    def _quarantine(self, run: NodeRun, why: str) -> Outcome:
-        """Left fenced: only a person can say what to do. The journal stays open for recovery."""
+    def _hold(self, run: NodeRun, error: SlurmMigError, why: str = "") -> Outcome:
+        """The fence stays and the journal stays open. The next cycles try again; a person is needed
+        when that cannot help, or has not for a while, and the node's reason says so then."""
+        why = why or str(error)
         log.error("%s: left drained: %s", run.transaction.node, why)
-        self._at.store.save_transaction(replace(run.transaction, note=why))
-        seconds = self._at.clock.now() - run.transaction.started
-        return Outcome(run.transaction.node, Phase.QUARANTINED, seconds, why)
+        now, so_far = self._at.clock.now(), run.transaction
+        since = so_far.failing_since or now
+        tried = replace(so_far, note=why, failures=so_far.failures + 1, failing_since=since)
+        lasting = tried.failures >= TRIES and ago(since, now) >= self._at.limits.quarantine_after_s
+        if so_far.needs or lasting or isinstance(error, FOR_A_PERSON):
+            tried = replace(tried, needs=_needs(tried.node, error))
+            run.say(tried.needs)
+        self._at.store.save_transaction(tried)
+        phase = Phase.QUARANTINED if tried.needs else Phase.HELD
+        return Outcome(tried.node, phase, now - tried.started, why)
+
+    def release(self, transaction: Transaction) -> Outcome:
+        """A person says that it can go on: the steps that remain, from what is seen. Where that
+        fails the node stays as it is, and its reason says what is wrong now."""
+        return self.recover(transaction)
+
+    def leave_alone(self, transaction: Transaction) -> Outcome:
+        """A node that waits for a person: only his resume, or its end, is taken up."""
+        try:
+            node = self._at.cluster.watch(transaction.node)
+        except GoneError as error:
+            return self._finish(transaction, Phase.ABANDONED, str(error))
+        if "DRAIN" not in node.states:
+            return self.recover(transaction)
+        NodeRun(self._at, transaction, Situation(fenced=True)).say(transaction.needs)
+        seconds = self._at.clock.now() - transaction.started
+        return Outcome(transaction.node, Phase.QUARANTINED, seconds, transaction.needs)
 
     def _finish(self, transaction: Transaction, phase: Phase, note: str = "") -> Outcome:
         now = self._at.clock.now()
-        self._at.store.save_transaction(replace(transaction, phase=phase, finished=now, note=note))
+        self._at.store.save_transaction(
+            replace(transaction, phase=phase, finished=now, note=note, needs="")
+        )
         did = "reshaped" if transaction.change.gpus else "published"
         outcome = Outcome(transaction.node, phase, now - transaction.started, note, did)
         log.info("%s", outcome.sentence)
         return outcome
+
+
+def _needs(node: str, error: SlurmMigError) -> str:
+    """One line for the node's reason: what is wrong, what to do, and how to go on."""
+    what = " ".join(f"{error.args[0]}. {error.hint}".split())
+    if len(what) > NEEDS_LIMIT:
+        what = what[: NEEDS_LIMIT - 1] + "…"
+    return f"needs a person: {what} Then: slurm-mig release {node}"

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 CHANGING = frozenset({"apply", "mode"})
 """Verbs that the node itself refuses while it is managed."""
 
-EXITS = {Phase.RELEASED: Exit.OK, Phase.ABANDONED: Exit.REFUSED, Phase.QUARANTINED: Exit.ATTENTION}
+EXITS = {
+    Phase.RELEASED: Exit.OK,
+    Phase.ABANDONED: Exit.REFUSED,
+    Phase.HELD: Exit.ATTENTION,
+    Phase.QUARANTINED: Exit.ATTENTION,
+}
 
 
 def change_managed(assembly: Assembly, name: str, request: Request) -> Answer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,6 +20,7 @@ from slurm_mig.adapters.bootrecord import BootRecord
 from slurm_mig.adapters.gpus import NvmlGpus
 from slurm_mig.adapters.managedfiles import ManagedFiles, Places
 from slurm_mig.adapters.registrar import Registrar
+from slurm_mig.adapters.turns import Turns
 from slurm_mig.config import NodeSettings
 from slurm_mig.core import slotmap
 from slurm_mig.core.codec import decode, encode
@@ -50,6 +52,7 @@ class NodeAgent:
         self.gpus = self._gpus
         self.verbs = GpuVerbs(settings, node_name, self._gpus)
         self._files = _own_files(settings)
+        self.turns = Turns(Path(settings.run_dir))
 
     def observe(self) -> NodeFacts:
         """GPUs, driver, slurmd and its hooks, as they are now."""
@@ -241,22 +244,32 @@ def serve(agent: NodeAgent, requests: Iterable[str], answers: TextIO) -> None:
         "leave_files": lambda _: agent.leave_files(),
         "gres_lines": lambda _: agent.gres_lines(),
     }
-    answer_all(verbs, requests, answers)
+    answer_all(verbs, requests, answers, agent.turns.taken)
 
 
-def answer_all(verbs: Verbs, requests: Iterable[str], answers: TextIO) -> None:
-    """Answer requests until there are none. A request that fails is answered with its error."""
+Guard = Callable[[int], AbstractContextManager[None]]
+
+
+def answer_all(
+    verbs: Verbs,
+    requests: Iterable[str],
+    answers: TextIO,
+    guard: Guard = lambda _: nullcontext(),
+) -> None:
+    """Answer requests until there are none, each under `guard` of its turn. A request that fails is
+    answered with its error."""
     for line in requests:
-        answers.write(json.dumps(_answer(verbs, line)) + "\n")
+        answers.write(json.dumps(_answer(verbs, line, guard)) + "\n")
         answers.flush()
 
 
-def _answer(verbs: Verbs, line: str) -> dict[str, Any]:
+def _answer(verbs: Verbs, line: str, guard: Guard) -> dict[str, Any]:
     try:
         request = json.loads(line)
         if not isinstance(request, dict) or request.get("verb") not in verbs:
             raise SlurmMigError(f"unknown request; known verbs: {', '.join(verbs)}")
-        result = verbs[request["verb"]](request.get("data"))
+        with guard(decode(int, request.get("turn", 0), "turn")):
+            result = verbs[request["verb"]](request.get("data"))
         return {"protocol": PROTOCOL, "result": encode(result)}
     except SlurmMigError as error:
         return {

@@ -40,6 +40,8 @@ class Limits:
     caps_dir: str = "/dev/nvidia-caps"
     fence_wait_s: float = 0.0
     """How long a fence may wait for running jobs, where the plan asks for one that does."""
+    quarantine_after_s: float = 600.0
+    """How long cycles try to finish what does not succeed before a person is asked for."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,14 @@ def ours(node: SlurmNode, transaction: Transaction) -> bool:
     """True if the node's drain is the one of this transaction.
 
     slurmctld itself overwrites the reason when a registration is refused between our two
-    registrations: on a node whose transaction is publishing, its words are part of ours.
+    registrations: on a node whose transaction has touched it, its words are part of ours. (Not only
+    while it publishes: one that is recovered begins again with the reshape.)
     """
     if "DRAIN" not in node.states:
         return False
     if node.reason.startswith(transaction.reason):
         return True
-    return transaction.phase is Phase.PUBLISHED and bool(REFUSED_REGISTRATION.match(node.reason))
+    return transaction.touched and bool(REFUSED_REGISTRATION.match(node.reason))
 
 
 class NodeRun:
@@ -85,7 +88,11 @@ class NodeRun:
         self.transaction = transaction
         self.seen = seen
         self.fenced_once = seen.fenced
-        self.touched = transaction.phase is not Phase.FENCED
+        self.touched = transaction.touched
+        self.fenced_at = 0.0
+        """When this pass drained the node, by the clock that never jumps; 0: an earlier one did."""
+        self.resumed = False
+        """Has our drain been lifted by us?"""
         self.theirs = ""
         """The reason of an administrator's drain that has taken our fence's place."""
         self.reconfigured = False
@@ -106,20 +113,22 @@ class NodeRun:
             Step.REGISTER: self.register,
             Step.RELEASE: self.release,
         }
-        start = self._at.clock.now()
+        start = self._at.clock.elapsed()
         if step is not Step.FENCE:
             self.hold()
         work[step]()
-        self._marks[step.value] = self._at.clock.now() - start
+        self._marks[step.value] = self._at.clock.elapsed() - start
         self.transaction = replace(self.transaction, seconds=dict(self._marks))
 
     def fence(self) -> None:
         """Drain with our reason, then read again until the node is settled."""
-        before = self._at.cluster.node(self.name)
+        self._at.store.save_transaction(self.transaction)
+        # Looked at last: between this and the drain is one call, in which his would be overwritten.
+        before = self._at.cluster.watch(self.name)
         if "DRAIN" in before.states and not orphaned(before):
             raise BusyError(f"{self.name} was drained by somebody else: {before.reason}")
-        self._at.store.save_transaction(self.transaction)
         log.info("%s: fencing for %s", self.name, self.transaction.id)
+        self.fenced_at = self._at.clock.elapsed()
         self._at.cluster.drain(self.name, self.transaction.reason)
         self.fenced_once = True
         self.seen = replace(self.seen, fenced=True)
@@ -136,26 +145,26 @@ class NodeRun:
             return
         if not self.touched:
             raise BusyError(f"{self.name} was changed by somebody else: {_drain_of(node)}")
-        if "DRAIN" not in node.states:
+        if "DRAIN" not in node.states and "DOWN" not in node.states:
             log.warning("%s was resumed by somebody else in the middle: fenced again", self.name)
             self._at.cluster.drain(self.name, self.transaction.reason)
             self.look_again()
         elif not self.theirs:
             log.warning("%s was drained by somebody else: %s", self.name, node.reason)
-            self.theirs = node.reason
+            self.theirs = node.reason or "no reason given"
 
     def _wait_settled(self) -> None:
-        deadline = self._at.clock.now() + self._at.limits.settle_s
+        deadline = self._at.clock.elapsed() + self._at.limits.settle_s
         while True:
             node = self._at.cluster.node(self.name)
-            if "DRAIN" not in node.states or not (self.theirs or ours(node, self.transaction)):
+            if not (self.theirs or ours(node, self.transaction)):
                 raise BusyError(f"{self.name} was changed by somebody else: {_drain_of(node)}")
             facts = self._observe()
             waiting = _unsettled(node, facts)
             if not waiting:
                 self._node, self._facts = node, facts
                 return
-            if self._at.clock.now() > deadline:
+            if self._at.clock.elapsed() > deadline:
                 raise BusyError(f"{self.name} did not settle: {', '.join(waiting)}")
             self._at.clock.sleep(POLL_S)
 
@@ -333,6 +342,13 @@ class NodeRun:
             reshaped={**managed.reshaped, **reshaped},
         )
 
+    def say(self, needs: str) -> None:
+        """Put what a person must do into the node's reason, where the drain is ours."""
+        node = self._at.cluster.watch(self.name)
+        wanted = f"{self.transaction.reason}: {needs}"
+        if ours(node, self.transaction) and not node.reason.startswith(wanted):
+            self._at.cluster.drain(self.name, wanted)
+
     def keep_withheld(self) -> None:
         """The change is not made: what was withheld before it stays so."""
         change = replace(self.transaction.change, withheld=self._managed().withheld)
@@ -345,7 +361,7 @@ class NodeRun:
             self._at.cluster.drain(self.name, self.theirs or self.transaction.reason)
 
     def _wait(self, ready: Callable[[SlurmNode], bool], what: str) -> SlurmNode:
-        deadline = self._at.clock.now() + self._at.limits.register_s
+        deadline = self._at.clock.elapsed() + self._at.limits.register_s
         while True:
             try:
                 node = self._at.cluster.watch(self.name)
@@ -358,7 +374,7 @@ class NodeRun:
             except UnreachableError as error:
                 # slurmctld starts anew in a reconfigure, and another one may be taking over.
                 seen = str(error)
-            if self._at.clock.now() > deadline:
+            if self._at.clock.elapsed() > deadline:
                 raise UnreachableError(
                     f"{self.name}: waited {self._at.limits.register_s:g} s for {what}; "
                     f"it shows {seen}"
@@ -374,12 +390,19 @@ class NodeRun:
         node = self._at.cluster.watch(self.name)
         if ours(node, self.transaction):
             self._at.cluster.resume(self.name)
-            self._marks["fenced"] = self._at.clock.now() - self.transaction.started
-        elif "DRAIN" in node.states:
-            self.theirs = node.reason
+            self.resumed = True
+            self._marks["fenced"] = self._fenced_s()
+        elif node.states & {"DRAIN", "DOWN"}:
+            self.theirs = node.reason or "no reason given"
         if not self.theirs:
             self.see_it_respond()
         self.seen = replace(self.seen, released=True)
+
+    def _fenced_s(self) -> float:
+        """From the drain to now; of a fence that another process made, by the clock."""
+        if self.fenced_at:
+            return self._at.clock.elapsed() - self.fenced_at
+        return max(0.0, self._at.clock.now() - self.transaction.started)
 
     def see_it_respond(self) -> None:
         """Have slurmd register, and wait until slurmctld counts it as responding."""

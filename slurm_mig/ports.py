@@ -15,9 +15,11 @@ from slurm_mig.errors import SlurmMigError
 
 
 class Clock(Protocol):
-    """Time in seconds since the epoch, and waiting."""
+    """Time in seconds since the epoch, for records, and since some moment, for waiting: the first
+    jumps when somebody sets the machine's clock, the second never does."""
 
     def now(self) -> float: ...
+    def elapsed(self) -> float: ...
     def sleep(self, seconds: float) -> None: ...
 
 

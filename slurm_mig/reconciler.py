@@ -35,7 +35,7 @@ from slurm_mig.core.model import (
 )
 from slurm_mig.core.planning import plan as planner
 from slurm_mig.core.records import CycleReport, ManagedNode, NodeFacts, Phase, Transaction
-from slurm_mig.errors import SlurmMigError
+from slurm_mig.errors import SlurmMigError, UsageError
 from slurm_mig.executor import Executor, Outcome
 from slurm_mig.mending import Mending
 from slurm_mig.noderun import orphaned
@@ -177,11 +177,11 @@ class Reconciler:
 
     def _pending(self) -> list[JobRequest]:
         """The queue, once Slurm has looked at every job, for a moment at most."""
-        deadline = self._clock.now() + LOOKED_AT_S
+        deadline = self._clock.elapsed() + LOOKED_AT_S
         while True:
             requests = self._cluster.pending()
             unseen = any(r.reason == demand.NOT_LOOKED_AT for r in requests)
-            if not unseen or self._clock.now() > deadline:
+            if not unseen or self._clock.elapsed() > deadline:
                 return requests
             self._clock.sleep(LOOKED_AT_S / 10)
 
@@ -190,7 +190,7 @@ class Reconciler:
         now, since, managed = self._clock.now(), self._unserved_since(), self._store.managed()
         rules = replace(self._rules, paused=self._paused())
         waiting = [
-            replace(r, patience=self._patience(r.job_id, seen, now - since.get(r.job_id, now)))
+            replace(r, patience=self._patience(r.job_id, seen, _unserved_s(since, r.job_id, now)))
             for r in demand.waiting(seen.requests)
         ]
         preempting = demand.by_preemption(waiting, seen.views, now)
@@ -219,7 +219,36 @@ class Reconciler:
                 outcomes.append(self._go_on(transaction))
         return outcomes
 
+    def release(self, name: str) -> Outcome:
+        """A person has done what a node was left fenced for: look at everything again, finish what
+        was begun, and lift our own drain. Call under the lock.
+
+        Raises SlurmMigError when there is nothing of ours to lift; the outcome says what still
+        disagrees when the node stays as it is.
+        """
+        managed = self._store.managed()
+        if name not in managed:
+            raise UsageError(f"{name} is not enrolled; nothing was changed")
+        self._check_files()
+        transaction = self._store.transaction(name)
+        if transaction and transaction.waits:
+            return self._executor.give_up(transaction, "released by hand")
+        if transaction and transaction.is_open:
+            return self._executor.release(transaction)
+        shown = self._cluster.node(name)
+        if orphaned(shown):
+            return self._executor.repair(managed[name], f"released by hand: {shown.reason}")
+        if "DRAIN" in shown.states:
+            raise SlurmMigError(
+                f"{name} was drained by somebody else ({shown.reason}): slurm-mig lifts only its "
+                "own drains; nothing was changed",
+                hint=f"scontrol update NodeName={name} State=RESUME",
+            )
+        raise SlurmMigError(f"{name} is not held by slurm-mig; nothing was changed")
+
     def _go_on(self, transaction: Transaction) -> Outcome:
+        if transaction.needs:
+            return self._executor.leave_alone(transaction)
         if transaction.waits and (paused := self._paused().get(transaction.node)):
             return self._executor.give_up(transaction, paused)
         if transaction.waits:
@@ -248,6 +277,11 @@ class Reconciler:
             log.warning("%s held an earlier state, or lost our part: %s", place, done)
         if stale and self._rules.repair:
             self._files.restore(list(managed.values()))
+
+
+def _unserved_s(since: Mapping[int, float], job: int, now: float) -> float:
+    """How long a job has waited unserved; 0 for one that is new, or the clock was set back."""
+    return max(0.0, now - since.get(job, now))
 
 
 def _disagreement(managed: ManagedNode, shown: SlurmNode) -> str:
@@ -312,7 +346,8 @@ def _condition(
     if state := conditions.away(shown):
         return NodeCondition.AWAY, state
     if transaction is not None and transaction.is_open and "DRAIN" in shown.states:
-        return NodeCondition.OURS, transaction.note or f"in transition: {shown.reason}"
+        note = transaction.needs or transaction.note
+        return NodeCondition.OURS, note or f"in transition: {shown.reason}"
     if "DRAIN" in shown.states and not orphaned(shown):
         return NodeCondition.ADMIN, f"drained by an administrator: {shown.reason}"
     if reservation := conditions.reserved(shown, ours):

@@ -78,7 +78,7 @@ def _transition_lines(transactions: Sequence[Transaction]) -> list[str]:
         return ["In transition: nothing"]
     return [
         "In transition:",
-        *(f"  {t.node}: {t.phase.value} ({t.id}){': ' + t.note if t.note else ''}"
+        *(f"  {t.node}: {t.shown} ({t.id}){': ' + why if (why := t.needs or t.note) else ''}"
           for t in transactions),
     ]  # fmt: skip
 
@@ -153,7 +153,7 @@ def status_json(
             for r, why in waiting
         ],
         "transitions": [
-            {"node": t.node, "id": t.id, "phase": t.phase.value, "note": t.note,
+            {"node": t.node, "id": t.id, "phase": t.shown, "note": t.note, "needs": t.needs,
              "started": t.started, "waits_until": t.until or None} for t in transactions
         ],
         "pauses": [

@@ -104,11 +104,11 @@ def _mended(split: Sequence[int]) -> tuple[int, ...]:
 
 def started(start: Callable[[], T], clock: Clock, wait_s: float) -> T:
     """What `start` makes, once the driver answers. Raises UnreachableError after `wait_s` s."""
-    deadline = clock.now() + wait_s
+    deadline = clock.elapsed() + wait_s
     while True:
         try:
             return start()
         except UnreachableError:
-            if clock.now() >= deadline:
+            if clock.elapsed() >= deadline:
                 raise
         clock.sleep(POLL_S)

@@ -20,3 +20,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="How many jobs the mixed queue has; from 60 on, static layouts are compared too.",
     )
     parser.addoption("--screenshots", help="Keep the report's screenshots in this folder.")
+    parser.addoption(
+        "--faults",
+        choices=("some", "all"),
+        default="some",
+        help="Each fault at some steps of a reshape, or every fault at every step.",
+    )

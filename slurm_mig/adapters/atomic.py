@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from slurm_mig.errors import ConfigError
+from slurm_mig.errors import UnwritableError
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Staged:
     temporary: Path
 
     def commit(self) -> None:
-        """Put the copy in the target's place. Raises ConfigError; the target is then untouched."""
+        """Put the copy in the target's place. Raises UnwritableError; the target is then as
+        it was."""
         try:
             os.replace(self.temporary, self.target)
         except OSError as error:
@@ -47,7 +48,7 @@ def stage(path: Path, text: str, *, mode: int = 0o644, follow: bool = True) -> S
 
     Owner, mode and extended attributes (ACLs, SELinux label) are those of the file that is there;
     a new file gets `mode`. Surrogate escapes in `text` are written as the bytes they stand for.
-    Raises ConfigError if that cannot be done; nothing is left behind.
+    Raises UnwritableError if that cannot be done; nothing is left behind.
     """
     target = Path(os.path.realpath(path)) if follow else path
     try:
@@ -77,9 +78,17 @@ def write_atomic(path: Path, text: str, *, mode: int = 0o644, follow: bool = Tru
 
     A file that exists keeps owner, mode and extended attributes; a new one gets `mode`. A symbolic
     link stays and its target is replaced; with `follow` false, for a directory that somebody else
-    may write, the link is replaced. Raises ConfigError; the old file is then untouched.
+    may write, the link is replaced. Raises UnwritableError; the old file is then untouched.
     """
     stage(path, text, mode=mode, follow=follow).commit()
+
+
+def make_directory(path: Path, mode: int = 0o755) -> None:
+    """A directory, with those above it, where there is none. Raises UnwritableError."""
+    try:
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+    except OSError as error:
+        raise _refusal(path, error) from error
 
 
 def _copy_permissions(target: Path, descriptor: int, mode: int) -> None:
@@ -109,8 +118,8 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _refusal(target: Path, error: OSError) -> ConfigError:
-    return ConfigError(
+def _refusal(target: Path, error: OSError) -> UnwritableError:
+    return UnwritableError(
         f"{target} cannot be written: {error.strerror or error}; it was left as it is",
         hint="Check that its directory exists and is writable, and that the file may keep its "
         "owner (run as root).",

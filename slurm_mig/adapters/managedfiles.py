@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from slurm_mig.adapters.atomic import write_atomic
+from slurm_mig.adapters.atomic import make_directory, write_atomic
 from slurm_mig.adapters.slurmfiles import (
     Backup,
     FileEdit,
@@ -102,11 +102,7 @@ class ManagedFiles:
             if found in (text, either.get(path)):
                 continue
             if found is None or not publish.is_sealed(found):
-                raise DriftError(
-                    f"{path} was {'removed' if found is None else 'edited by hand'}: "
-                    f"{_first_difference(text, found or '')}; nothing was changed",
-                    hint="Undo the edit, or run `slurm-mig rewrite` to write the file again.",
-                )
+                raise _edited(path, text, found)
             stale.append(str(path))
         return stale + [str(path) for path in self.without_include()]
 
@@ -132,9 +128,18 @@ class ManagedFiles:
         return found
 
     def write(self, nodes: Sequence[ManagedNode]) -> None:
-        """Write both files of ours; nothing else is touched."""
-        for path, text in self.texts(nodes).items():
-            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        """Write both files of ours; nothing else is touched. Raises DriftError for one that a
+        person has edited, before anything is written."""
+        texts = self.texts(nodes)
+        for path, text in texts.items():
+            found = _text(path)
+            if found is not None and not publish.is_sealed(found):
+                raise _edited(path, text, found)
+        self._write(texts)
+
+    def _write(self, texts: Mapping[Path, str]) -> None:
+        for path, text in texts.items():
+            make_directory(path.parent)
             write_atomic(path, text)
 
     def commit(self, nodes: Sequence[ManagedNode]) -> None:
@@ -142,10 +147,8 @@ class ManagedFiles:
         where all is as wanted only our own files are written."""
         site = self.site()
         edits = self._edits(site, nodes)
-        for path, text in self.besides(nodes).items():
-            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            write_atomic(path, text)
-        self.write(nodes)
+        self._write(self.besides(nodes))
+        self._write(self.texts(nodes))
         site.write(edits, self.backups)
 
     def besides(self, nodes: Sequence[ManagedNode]) -> dict[Path, str]:
@@ -189,6 +192,14 @@ class ManagedFiles:
 
 def _includes(text: str, name: str) -> bool:
     return re.search(rf"(?m)^Include {re.escape(name)}\r?$", text) is not None
+
+
+def _edited(path: Path, wanted: str, found: str | None) -> DriftError:
+    return DriftError(
+        f"{path} was {'removed' if found is None else 'edited by hand'}: "
+        f"{_first_difference(wanted, found or '')}; nothing was changed",
+        hint="Undo the edit, or run `slurm-mig rewrite` to write the file again.",
+    )
 
 
 def _text(path: Path) -> str | None:

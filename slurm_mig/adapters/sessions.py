@@ -18,7 +18,7 @@ import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, TypeVar
@@ -138,6 +138,8 @@ class Sessions:
         asking_s: float | None = None,
     ) -> None:
         """`timeout_s` is how long an answer may take, `asking_s` the same when many are asked."""
+        self.turn: Callable[[], int] = lambda: 0
+        """Gives the number that this process's requests bear now (adapters/turns.py)."""
         self._command = list(command)
         self._timeout_s = timeout_s
         self._asking_s = min(timeout_s, asking_s or timeout_s)
@@ -199,7 +201,8 @@ class Sessions:
         return found | self._ask(lost, verb, None, self._asking_s)
 
     def _ask(self, names: Sequence[str], verb: str, data: Any, patience_s: float) -> dict[str, Any]:
-        request = json.dumps({"verb": verb, "data": data}).encode() + b"\n"
+        wish = {"verb": verb, "data": data, "turn": self.turn()}
+        request = json.dumps(wish).encode() + b"\n"
         waiting, asked, found = deque(names), dict[str, float](), dict[str, Any]()
         with selectors.DefaultSelector() as selector:
             while waiting or asked:

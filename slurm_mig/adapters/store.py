@@ -10,6 +10,7 @@ counters.json            what only grows, for the metrics; how far history.jsonl
 differing/NODE           the node's instances and Slurm's view of them differ: the slurmctld prolog
                          (scripts/slurmctld_prolog) starts no job on it
 lock                     held by the one command that may change anything, on whatever host
+turn                     how many have held it: nodes refuse what comes late from an earlier one
 """
 
 from __future__ import annotations
@@ -18,23 +19,27 @@ import fcntl
 import json
 import os
 import socket
+import tempfile
 import time
 import typing
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TextIO, TypeVar
 
-from slurm_mig.adapters.atomic import write_atomic
+from slurm_mig.adapters.atomic import make_directory, write_atomic
 from slurm_mig.adapters.history import History
 from slurm_mig.core.codec import decode, encode
 from slurm_mig.core.monitoring import Counters
 from slurm_mig.core.records import CycleReport, ManagedNode, Pause, Phase, Transaction
-from slurm_mig.errors import BusyError, ConfigError
+from slurm_mig.errors import BusyError, ConfigError, UnwritableError
 
 T = TypeVar("T")
 
 LOCK_POLL_S = 0.1
+
+PROBE = 16384
+"""Bytes: what the longest record of a node needs, and more."""
 
 
 class FileStore:
@@ -45,13 +50,14 @@ class FileStore:
         self.history = History(root)
         self._read: dict[Path, tuple[tuple[int, int, int], Any]] = {}
         """Records as last read: a cycle asks for those of every node many times."""
+        self.turn = 0
+        """While the lock is held: greater than every holder's before (adapters/turns.py)."""
 
     @contextmanager
     def lock(self, wait_s: float = 0.0) -> Iterator[None]:
         """Hold the one lock. Raises BusyError if another process still has it after `wait_s`."""
         deadline = time.monotonic() + wait_s
-        self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
-        with open(self.root / "lock", "a+", encoding="utf-8") as handle:
+        with self._lock_file() as handle:
             while not _locked(handle):
                 if time.monotonic() >= deadline:
                     handle.seek(0)
@@ -63,9 +69,49 @@ class FileStore:
                 time.sleep(LOCK_POLL_S)
             handle.seek(0)
             handle.truncate()
-            handle.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
-            handle.flush()
-            yield
+            # Who holds it is for people: on a full disk it is held all the same.
+            with suppress(OSError):
+                os.write(handle.fileno(), f"pid {os.getpid()} on {socket.gethostname()}\n".encode())
+            self.turn = self._next_turn()
+            try:
+                yield
+            finally:
+                self.turn = 0
+
+    def _next_turn(self) -> int:
+        """By the clock, as a state directory that was lost must not begin again at 1; by the last
+        one, as the clock may be set back."""
+        path = self.root / "turn"
+        try:
+            text = path.read_text().strip()
+        except OSError:
+            text = ""
+        turn = max(int(text) + 1 if text.isdigit() else 1, int(time.time()))
+        write_atomic(path, f"{turn}\n")
+        return turn
+
+    def _lock_file(self) -> TextIO:
+        make_directory(self.root)
+        path = self.root / "lock"
+        try:
+            return open(path, "a+", encoding="utf-8")
+        except OSError as error:
+            raise UnwritableError(
+                f"{path} cannot be written: {error.strerror}; nothing was changed",
+                hint="Nothing can be journalled while the state directory is not writable.",
+            ) from error
+
+    def trouble(self) -> str:
+        """Why nothing could be journalled now; empty when it could."""
+        try:
+            with tempfile.TemporaryFile(dir=self.root) as probe:
+                probe.write(b"x" * PROBE)
+                probe.flush()
+        except PermissionError:
+            return ""  # A user who only looks.
+        except OSError as error:
+            return f"{self.root} cannot be written: {error.strerror}; no node is changed meanwhile"
+        return ""
 
     def managed(self) -> dict[str, ManagedNode]:
         """Every node in our care, by name. Raises ConfigError for a damaged record."""
@@ -89,21 +135,23 @@ class FileStore:
         self._agrees(name)
 
     def _agrees(self, node: str) -> None:
-        (self.root / "differing" / node).unlink(missing_ok=True)
+        with _written(self.root / "differing" / node) as mark:
+            mark.unlink(missing_ok=True)
 
     def transaction(self, node: str) -> Transaction | None:
         return self._load(self.root / "transactions" / f"{node}.json", Transaction)
 
     def save_transaction(self, transaction: Transaction) -> None:
         if transaction.phase in (Phase.RESHAPED, Phase.PUBLISHED):
-            mark = self.root / "differing" / transaction.node
-            mark.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            mark.touch(mode=0o644)
+            with _written(self.root / "differing" / transaction.node) as mark:
+                make_directory(mark.parent)
+                mark.touch(mode=0o644)
         else:
             self._agrees(transaction.node)
         self._save(self.root / "transactions" / f"{transaction.node}.json", transaction)
         if not transaction.is_open:
-            self.history.append(transaction)
+            with _written(self.root / "history.jsonl"):
+                self.history.append(transaction)
 
     def pauses(self) -> list[Pause]:
         """Every pause in force, the cluster's first."""
@@ -135,7 +183,7 @@ class FileStore:
         self._save(self.root / "counters.json", counters)
 
     def _save(self, path: Path, value: Any) -> None:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        make_directory(path.parent)
         write_atomic(path, json.dumps(encode(value), indent=1) + "\n")
 
     def _load(self, path: Path, kind: type[T]) -> T | None:
@@ -167,3 +215,12 @@ def _locked(handle: IO[str]) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[Path]:
+    """Translates what the system says when this cannot be written."""
+    try:
+        yield path
+    except OSError as error:
+        raise UnwritableError(f"{path} cannot be written: {error.strerror}") from error

@@ -54,4 +54,4 @@ def undo(config_path: Path, node: str, *, dry_run: bool) -> None:
         say(f"As before {last.id}. The queue may want it otherwise: `slurm-mig pause {node}`"
                    " keeps it so.")  # fmt: skip
         return
-    sys.exit(Exit.ATTENTION if outcome.phase is Phase.QUARANTINED else Exit.BUSY)
+    sys.exit(Exit.ATTENTION if outcome.phase in (Phase.HELD, Phase.QUARANTINED) else Exit.BUSY)

@@ -5,12 +5,22 @@ Every refusal has a reason that `status` and `plan` show.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from slurm_mig.core.model import JobRequest, NodeChange, Patience, Plan, Refusal
 from slurm_mig.core.planning.plan import Rules
 from slurm_mig.core.records import ManagedNode
+
+SKEW_S = 60.0
+"""What the clocks of two hosts may differ by."""
+
+
+def ago(then: float, now: float) -> float:
+    """Seconds since a recorded moment. One that lies ahead was written before the clock was set
+    back: it counts as long past, lest a cool-down last until the clock gets there again."""
+    return max(0.0, now - then) if then <= now + SKEW_S else math.inf
 
 
 @dataclass(frozen=True)
@@ -64,10 +74,10 @@ class Policy:
         for name, node in managed.items():
             after = self.baselines_after.get(name, self.baseline_after_s)
             for gpu, last in node.reshaped.items():
-                left = self.cooldown(name) - (now - last)
+                left = self.cooldown(name) - ago(last, now)
                 if left > 0:
                     frozen[name, gpu] = f"was reshaped lately: cool-down for {left:.0f} s more"
-                elif after and now - last >= after:
+                elif after and ago(last, now) >= after:
                     back.add((name, gpu))
         return replace(
             self.planning,
@@ -100,7 +110,7 @@ def review(
     now: float,
 ) -> Plan:
     """The plan without what policy forbids now; each change left out refuses its jobs."""
-    waited = {r.job_id: now - r.submit_time for r in requests}
+    waited = {r.job_id: ago(r.submit_time, now) for r in requests}
     labels = {r.job_id: r.label for r in requests}
     allowed: list[NodeChange] = []
     refused: list[Refusal] = []
@@ -125,7 +135,7 @@ def _for_whom(change: NodeChange) -> list[int]:
 def _interval(managed: Mapping[str, ManagedNode], policy: Policy, now: float) -> str:
     """Why the cluster may not be reconfigured yet."""
     published = max((node.published for node in managed.values()), default=0.0)
-    left = published + policy.reconfigure_interval_s - now
+    left = policy.reconfigure_interval_s - ago(published, now)
     return f"the cluster was reconfigured lately: again in {left:.0f} s" if left > 0 else ""
 
 
@@ -140,8 +150,8 @@ def _objection(
         return f"{change.node} is {policy.paused[change.node]}"
     reshaped = node.reshaped if node else {}
     last = max((reshaped.get(part.gpu, 0.0) for part in change.gpus), default=0.0)
-    if now - last < policy.cooldown(change.node):
-        left = policy.cooldown(change.node) - (now - last)
+    left = policy.cooldown(change.node) - ago(last, now)
+    if left > 0:
         return f"{change.node} was reshaped lately: cool-down for {left:.0f} s more"
     jobs = _for_whom(change)
     # A change for nobody offers again what was withheld.

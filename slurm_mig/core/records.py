@@ -89,7 +89,10 @@ class Phase(Enum):
     PUBLISHED = "published"
     RELEASED = "released"
     ABANDONED = "abandoned"
+    HELD = "held"
+    """What became of a pass, never a journal's entry: left fenced, the next cycle goes on."""
     QUARANTINED = "quarantined"
+    """The same: left fenced for a person."""
 
 
 OPEN = frozenset({Phase.FENCED, Phase.RESHAPED, Phase.PUBLISHED})
@@ -117,10 +120,27 @@ class Transaction:
     """Time spent by step; `fenced`: from the drain to the resume."""
     until: float = 0.0
     """How long the fence may wait for running jobs, in seconds since the epoch; 0: not at all."""
+    failures: int = 0
+    """Cycles that could not finish it."""
+    failing_since: float = 0.0
+    """When the first of them gave up, in seconds since the epoch."""
+    needs: str = ""
+    """What a person must do; the node stays fenced until `slurm-mig release`. Empty: the next cycle
+    goes on by itself."""
 
     @property
     def is_open(self) -> bool:
         return self.phase in OPEN
+
+    @property
+    def touched(self) -> bool:
+        """Something but the fence may have been changed."""
+        return self.phase in (Phase.RESHAPED, Phase.PUBLISHED)
+
+    @property
+    def shown(self) -> str:
+        """Its phase for people."""
+        return Phase.QUARANTINED.value if self.needs else self.phase.value
 
     @property
     def waits(self) -> bool:

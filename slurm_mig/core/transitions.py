@@ -1,17 +1,21 @@
 """The order of one node's reshape: which step comes next, from what is seen.
 
-GPU, files, slurmctld and slurmd cannot change at once. `next_step` names the one step that is
-right in a given situation; the executor does it, looks, and asks again. Re-entered after any step,
-or after a crash between any two, it names the steps that remain: there is no other recovery.
+GPU, files, slurmctld and slurmd cannot change at once. `steps` names one step after the other and
+is told after each what is seen then. Begun anew after any step, or after a crash between any two,
+with what is seen by then, it names the steps that remain: there is no other recovery.
 
-Invariant: no step other than FENCE is named while the node is not fenced by us, and RELEASE is
-named only when GPU, files, slurmctld and slurmd say the same.
+Invariant, checked after every step (`broken`): the node is fenced by us for as long as GPU, files,
+slurmctld and slurmd may differ; it is released by RELEASE alone, when all of them say the same; and
+a step counts only when its own effect was seen.
 """
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 from enum import Enum
+
+from slurm_mig.errors import InvariantError
 
 
 class Step(Enum):
@@ -40,6 +44,25 @@ class Situation:
     released: bool = False
     """Resumed, registered again, responding."""
 
+    @property
+    def agreed(self) -> bool:
+        """GPU, files, slurmctld and slurmd say the same."""
+        return self.reshaped and self.written and self.registered
+
+
+def steps(seen: Situation) -> Generator[Step, Situation, None]:
+    """The steps that remain, one at a time, DONE last.
+
+    Send what is seen after each. Raises InvariantError when that is what must never be.
+    """
+    while not seen.released:
+        step = next_step(seen)
+        after = yield step
+        if fault := broken(step, seen, after):
+            raise InvariantError(f"after the step `{step.value}`: {fault}")
+        seen = after
+    yield Step.DONE
+
 
 def next_step(seen: Situation) -> Step:
     """The step that is right now."""
@@ -54,3 +77,16 @@ def next_step(seen: Situation) -> Step:
     if not seen.registered:
         return Step.REGISTER
     return Step.RELEASE
+
+
+def broken(step: Step, before: Situation, after: Situation) -> str:
+    """What must never be, and is after this step; empty when all is well."""
+    if after.released and not (before.agreed and after.agreed):
+        return "the node was released while GPU, files, slurmctld and slurmd differ"
+    if after.released and step is not Step.RELEASE:
+        return "the node was released by another step than the release"
+    if not after.fenced:
+        return "the node is not fenced by us"
+    if next_step(after) is step:
+        return "its effect was not seen"
+    return ""

@@ -23,7 +23,6 @@ from slurm_mig.assembly import Assembly
 from slurm_mig.core.policy import Policy
 from slurm_mig.core.transitions import Step
 from slurm_mig.executor import Executor
-from slurm_mig.noderun import Limits
 from slurm_mig.reconciler import Reconciler
 
 
@@ -61,7 +60,9 @@ def once(command: Sequence[str]) -> Callable[[], None]:
             die()
         if not ran:
             ran.append(True)
-            subprocess.run(command, check=True)
+            # Slurm may refuse it: nothing happened then. A clock that is off is not the command's.
+            own = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
+            subprocess.run(command, check=False, env=own)
 
     return happen
 
@@ -79,8 +80,7 @@ def main(point: str, *command: str) -> None:
         if point == f"before:{step.value}":
             happen()
 
-    limits = Limits(register_s=assembly.settings.policy.fence_deadline_s)
-    executor = Executor(**ports, clock=RealClock(), limits=limits, alive=alive,
+    executor = Executor(**ports, clock=RealClock(), limits=assembly.limits(), alive=alive,
                         by_reconfigure=assembly.by_reconfigure)  # fmt: skip
     with assembly.store.lock():
         Reconciler(**ports, clock=RealClock(), executor=executor, rules=Policy()).cycle()
