@@ -24,6 +24,7 @@ from slurm_mig.core.model import (
     SlurmNode,
     is_filler,
 )
+from slurm_mig.core.ownership import Outside
 from slurm_mig.core.records import CycleReport, ManagedNode, NodeFacts, Pause, Transaction
 from slurm_mig.errors import SlurmMigError
 from slurm_mig.executor import Executor
@@ -222,6 +223,9 @@ class FakeNodes:
                 if placement not in self.w.gpus.gpu(part.gpu).layout:
                     self.w.change("create", self._create(part.gpu, placement))
         return NodeFacts(self.w.gpus.inventory(), slurmd_pid=7)
+
+    def own(self, name: str, outside: Sequence[Outside]) -> None:
+        raise NotImplementedError
 
     def _destroy(self, gpu: int, gi: int) -> Callable[[], None]:
         return lambda: self.w.gpus.destroy(gpu, gi)

@@ -48,24 +48,26 @@ class Watch:
                 for index in indexes:
                     other = users[name].setdefault(index, int(job["job_id"]))
                     if other != job["job_id"]:
-                        self._saw(f"{name} index {index} is jobs {other}'s and {job['job_id']}'s")
+                        self.saw(f"{name} index {index} is jobs {other}'s and {job['job_id']}'s")
         self._same_totals()
 
     def _same_as_before(self, job: int, node: str, indexes: frozenset[int]) -> None:
         first = self._first.setdefault((job, node), indexes)
         if first != indexes and job not in self.requeued:
-            self._saw(f"job {job} on {node}: indexes {sorted(first)} became {sorted(indexes)}")
+            self.saw(f"job {job} on {node}: indexes {sorted(first)} became {sorted(indexes)}")
 
     def _same_totals(self) -> None:
         shown = self.cluster.run("scontrol", "show", "node", "-o", check=False).stdout
         for line in shown.splitlines():
             name = re.match(r"NodeName=(\S+)", line)
             gres = re.search(r" Gres=(\S+)", line)
-            if name and gres and "mig-catalog" not in name[1]:
+            # Between two registrations a fenced node shows what the first one brought.
+            fenced = re.search(r" State=\S*DRAIN", line)
+            if name and gres and not fenced and "mig-catalog" not in name[1]:
                 total = sum(demand.parse_gres(gres[1]).values())
                 before = self._totals.setdefault(name[1], total)
                 if total != before:
-                    self._saw(f"{name[1]}: {before} gpus became {total}")
+                    self.saw(f"{name[1]}: {before} gpus became {total}")
 
     def finish(self, jobs: dict[int, str]) -> None:
         """Every job (by id, with its gpu type) must have ended well, on one device of its type."""
@@ -74,7 +76,7 @@ class Watch:
             if job in self.cancelled:
                 continue
             if state not in ENDED_WELL:
-                self._saw(
+                self.saw(
                     f"job {job} ({gres_type}) ended {state}: {self.cluster.output(job)[-300:]}"
                 )
                 continue
@@ -84,16 +86,16 @@ class Watch:
         first = self.cluster.reports(job, "first")
         second = self.cluster.reports(job, "second")
         if not first or not second:
-            self._saw(f"job {job} ({gres_type}) did not compute twice")
+            self.saw(f"job {job} ({gres_type}) did not compute twice")
             return
         changed = {r["uuid"] for r in first} - {r["uuid"] for r in second}
         if changed and job not in self.requeued:
-            self._saw(f"job {job}: device {first} became {second}")
+            self.saw(f"job {job}: device {first} became {second}")
         wrong = [r for r in (*first, *second) if r["profile"] != gres_type]
         if wrong:
-            self._saw(f"job {job} asked for {gres_type} and got {wrong[0]['profile']}")
+            self.saw(f"job {job} asked for {gres_type} and got {wrong[0]['profile']}")
 
-    def _saw(self, text: str) -> None:
+    def saw(self, text: str) -> None:
         if text not in self.violations:
             self.violations.append(text)
 

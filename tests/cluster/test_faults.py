@@ -1,0 +1,227 @@
+"""The fault table (docs/faults.md): every fault at a step of a reshape, and what becomes of it.
+
+In each a job runs on the node and another waits for a reshape. While the fault lasts the reason
+is on `slurm-mig status`, or the waiting job has been served; afterwards cycles alone serve it,
+or, where a person is needed, what the node's reason says and `slurm-mig release`. The running job
+keeps its device throughout and every view of the node agrees in the end. `--faults all`: every
+fault at every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from slurm_mig.core import demand
+from slurm_mig.core.model import is_filler
+from tests.cluster.test_backup import state_is_saved
+from tests.testbed import faults
+from tests.testbed.cluster import A100, NodeSpec
+from tests.testbed.faults import Fault
+from tests.testbed.product import CUDA_JOB, ManagedCluster
+from tests.testbed.views import GRES_CONF, checked, look
+
+NODE = "a100-1"
+TOTAL = 15
+POINTS = (
+    "before:fence",
+    "cluster.drain",
+    "before:reshape",
+    "nodes.reshape",
+    "files.write",
+    "cluster.set_gres",
+    "nodes.publish",
+    "store.save_managed",
+    "cluster.resume",
+)
+"""Where a fault strikes: before a step, or right after a call to the outside."""
+
+DEFAULT = {
+    "slurmctld killed": ("cluster.set_gres", "cluster.resume"),
+    "slurmctld restarted": ("files.write",),
+    "slurmctld slow": ("nodes.reshape",),
+    "slurmctld hangs": (),
+    "slurmd killed": ("nodes.reshape",),
+    "slurmd does not come back": ("files.write",),
+    "slurmd comes back late": ("before:reshape",),
+    "slurmd hangs": ("before:reshape",),
+    "an old gres.conf comes back": ("files.write",),
+    "NVML: one creation fails": ("before:reshape",),
+    "NVML: no creation succeeds": ("before:reshape",),
+    "NVML: an instance stays in use": ("before:reshape",),
+    "NVML: destroyed, it says, and it is still there": ("before:reshape",),
+    "NVML: no permission": (),
+    "NVML: the GPUs are lost": ("nodes.reshape",),
+    "NVML: slow": (),
+    "state directory full": ("cluster.drain", "nodes.reshape"),
+    "state directory read-only": ("files.write",),
+    "/etc/slurm full": (),
+    "/etc/slurm read-only": ("nodes.reshape",),
+    "nodes.conf cannot be replaced": ("before:reshape",),
+    "gres.conf cannot be replaced": (),
+    "the node's boot record: disk full": (),
+    "the node's boot record: read-only": ("nodes.reshape",),
+    "the node's slot map and marks: /run full": ("nodes.reshape",),
+    "the node's slot map and marks: /run read-only": (),
+    "gres.conf edited by a person": ("before:reshape",),
+    "nodes.conf edited by a person": (),
+    "slurm.conf replaced by configuration management": ("files.write",),
+    "gres.conf of the site replaced by configuration management": (),
+    "the clock jumps a day ahead": ("cluster.drain",),
+    "the clock jumps a day back": ("cluster.set_gres",),
+    "a second reconciler": ("nodes.reshape",),
+    "remote command: fail": ("reshape",),
+    "remote command: hang": ("publish",),
+    "remote command: rubbish": ("prepare",),
+    "remote command: lost": ("reshape", "publish"),
+    "remote command: late": ("reshape",),
+    "remote command: killed": ("reshape",),
+}
+"""What the default suite has, by fault: the points, or the node command's verb."""
+
+BY_POINT = (
+    *faults.SLURMCTLD, *faults.SLURMDS, *faults.NVML, *faults.DISKS, *faults.HANDS, *faults.CLOCK,
+    faults.OTHERS[0],
+)  # fmt: skip
+PERSON = {f.name for f in faults.HANDS[:2]}
+"""Faults after which a person must say that it can go on."""
+
+
+def rows(*, every: bool) -> list[tuple[Fault, str]]:
+    """Fault and point of each test."""
+    found = []
+    for fault in BY_POINT:
+        found += [(fault, p) for p in (POINTS if every else DEFAULT[fault.name])]
+    for fault in faults.REMOTE:
+        name, _, verb = fault.name.rstrip(")").partition(" (")
+        if every or verb in DEFAULT[name]:
+            found.append((fault, "before:fence"))
+    return found
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "row" in metafunc.fixturenames:
+        found = rows(every=metafunc.config.option.faults == "all")
+        metafunc.parametrize("row", found, ids=[f"{f.name}, {p}" for f, p in found])
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[ManagedCluster]:
+    spec = NodeSpec(NODE, (A100, A100))
+    with ManagedCluster(nodes=(spec,), configuration=faults.CONFIG) as cluster:
+        faults.prepare(cluster)
+        cluster.enrol()
+        yield cluster
+
+
+@dataclass
+class Work:
+    """The node with a running job that must end well, and what waits."""
+
+    cluster: ManagedCluster
+    running: int
+    index: str
+    waiting: int = 0
+
+    def strike(self, fault: Fault, point: str) -> str:
+        """A cycle in which the fault strikes at the point; what the cycle said."""
+        done = self.cluster.run(
+            *faults.UNDER_CLOCK, f"NODE={NODE}",
+            "python", "-m", "tests.testbed.die_at", point, "sh", "-ec", fault.strike,
+            check=False, timeout=120,
+        )  # fmt: skip
+        return done.stdout + done.stderr
+
+    def heal(self, fault: Fault) -> None:
+        self.cluster.run("sh", "-ec", fault.heal or "true", env={"NODE": NODE})
+
+    def served(self) -> bool:
+        return self.cluster.job(self.waiting).get("JobState", "PENDING") != "PENDING"
+
+    def cycle(self) -> str:
+        done = self.cluster.run(
+            *faults.UNDER_CLOCK, "slurm-mig", "reconcile", check=False, timeout=120
+        )
+        return f"{done.stdout}{done.stderr}exit {done.returncode}"
+
+    def until_served(self, cycles: int = 8) -> None:
+        said = []
+        for _ in range(cycles):
+            if self.served():
+                break
+            said.append(self.cycle())
+        self.cluster.wait_job(self.waiting, "RUNNING", "COMPLETED", timeout=20)
+
+
+@pytest.fixture
+def work(node: ManagedCluster) -> Iterator[Work]:
+    """The running job must end well whatever the test did, on the device that it began with."""
+    offered = next(t for t in demand.parse_gres(node.node(NODE)["Gres"]) if not is_filler(t))
+    running = node.submit(CUDA_JOB, f"--gres=gpu:{offered}:1")
+    node.wait_for(lambda: node.reports(running, "first"), 20, f"job {running} to compute")
+    node.sh(f"cp {GRES_CONF} {faults.FAULTS}/old-gres.conf")
+    has = Work(node, running, node.job(running)["GRES"])
+    has.waiting = wanting(node)
+    yield has
+    node.run("sh", "-c", "rm -f /run/faults/remote /run/faults/clock")
+    node.run("nvml-sim", "fault", "--clear", node=NODE)
+    node.run("touch", f"/tmp/jobs/{running}.stop")
+    ended = node.wait_job(running, "COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", timeout=60)
+    assert ended["JobState"] == "COMPLETED", node.output(running)
+    first, second = node.reports(running, "first"), node.reports(running, "second")
+    assert first[0]["uuid"] == second[0]["uuid"]
+    node.run("scancel", "--user=alice", check=False)
+    node.wait_for(lambda: not node.run("squeue", "-h").stdout.strip(), 60, "every job to be gone")
+
+
+def wanting(cluster: ManagedCluster) -> int:
+    """A job for a profile that the node does not offer now."""
+    shown = demand.parse_gres(cluster.node(NODE)["Gres"])
+    profile = next(p for p in ("3g.20gb", "4g.20gb", "2g.10gb", "7g.40gb") if p not in shown)
+    return cluster.submit("true", f"--gres=gpu:{profile}:1")
+
+
+def answers(cluster: ManagedCluster) -> bool:
+    return cluster.run("sinfo", "-h", check=False).returncode == 0
+
+
+def test_fault(work: Work, row: tuple[Fault, str]) -> None:
+    fault, point = row
+    if fault.name == "slurmctld killed":
+        state_is_saved(work.cluster)
+    said = work.strike(fault, point)
+    work.cluster.wait_for(lambda: answers(work.cluster), 60, "slurmctld to answer")
+    assert work.cluster.job(work.running)["JobState"] == "RUNNING", said
+    assert work.cluster.job(work.running)["GRES"] == work.index
+    if not work.served():
+        work.cycle()
+    if not work.served():
+        explained(work, said)
+    work.heal(fault)
+    if fault.name in PERSON and NODE_NEEDS in look(work.cluster, NODE).reason:
+        work.cluster.slurm_mig("release", NODE)
+    work.until_served()
+    assert work.cluster.job(work.running)["GRES"] == work.index
+    settled(work)
+
+
+NODE_NEEDS = "needs a person"
+
+
+def settled(work: Work) -> None:
+    """Cycles until nothing is left to do; then every view agrees."""
+    for _ in range(4):
+        if work.cycle().endswith("exit 0"):
+            break
+    checked(work.cluster, NODE, total=TOTAL)
+
+
+def explained(work: Work, said: str) -> None:
+    """Why the job is not served is on `status`: its own reason, or its node's transaction's."""
+    shown = work.cluster.slurm_mig("status").stdout
+    mine = [line for line in shown.splitlines() if f"job {work.waiting} (" in line]
+    if mine and not work.served():
+        held = "In transition:\n" in shown
+        assert held or "will be served" not in mine[0], f"{shown}\n{said}"

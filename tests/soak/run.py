@@ -1,0 +1,390 @@
+"""Runs a soak and prints what it claims.
+
+    scripts/soak --seconds N --seed S [--json]
+
+Random jobs, faults and hand edits (actions.py) on three nodes of two kinds, for so many seconds;
+then everything is healed, what is left of the queue is served, and each job is looked at. The
+checker (tests/testbed/watch.py, views.py) looks from outside after every action and while a cycle
+runs. Ends within three minutes after its time. Each violation is printed as soon as it is seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+from tests.bench.claims import Claim, show
+from tests.soak.actions import NODES, Action, Cycle, Hand, Submit, actions
+from tests.testbed import faults
+from tests.testbed.cluster import A30, A100, NodeSpec
+from tests.testbed.faults import Fault
+from tests.testbed.namespaces import ENVIRONMENT
+from tests.testbed.product import ManagedCluster
+from tests.testbed.views import differences, look
+from tests.testbed.watch import Watch
+
+SPECS = (
+    NodeSpec("a100-1", (A100, A100)),
+    NodeSpec("a100-2", (A100, A100), layout="F"),
+    NodeSpec("a30-1", (A30, A30)),
+)
+MOST_JOBS = 12
+"""No more are queued or running at once, so that the queue does not only grow."""
+
+END_S = 150.0
+"""How long the end may take: everything healed, the queue served."""
+
+LOOK_S = 0.3
+"""Between two looks while a cycle runs: each costs the machine as much as the cycle itself."""
+
+CYCLE_S = 90.0
+"""No cycle takes longer, whatever goes wrong: its time limits add up to less."""
+
+UNSAVED_S = 15.0
+"""slurmctld saves its state every few seconds; killed before, it forgets jobs and ends them."""
+
+SCRIPT = """
+me=/tmp/jobs/$SLURM_JOB_ID
+srun {one} fake-cuda --seconds {computes} --report $me.first || exit $?
+sleep {pause}
+srun {one} fake-cuda --seconds 0.1 --report $me.second
+"""
+OUR_DRAIN = "soak: an administrator's"
+
+
+@dataclass
+class Healing:
+    """A fault that is still there, and how many cycles it has left."""
+
+    fault: Fault
+    node: str
+    left: int
+
+
+@dataclass
+class Soak:
+    """The cluster under its actions."""
+
+    cluster: ManagedCluster
+    watch: Watch
+    counts: Counter[str] = field(default_factory=Counter)
+    asked: dict[int, str] = field(default_factory=dict)
+    excused: set[int] = field(default_factory=set)
+    """Jobs whose end is not slurm-mig's doing: cancelled, on a node that was rebooted, forgotten by
+    a slurmctld that was killed before it saved them."""
+    healing: list[Healing] = field(default_factory=list)
+    drained: dict[str, int] = field(default_factory=dict)
+    """Nodes that the administrator has drained, and for how many actions more."""
+    suspended: list[int] = field(default_factory=list)
+
+    def act(self, action: Action) -> None:
+        if isinstance(action, Submit):
+            self.submit(action)
+        elif isinstance(action, Hand):
+            self.hand(action)
+        else:
+            self.cycle(action)
+
+    # -- jobs -------------------------------------------------------------------------------
+
+    def submit(self, action: Submit) -> None:
+        if len(self.live()) >= MOST_JOBS:
+            return
+        wide = action.shape == "wide" and not action.profile.endswith(("6gb", "12gb", "24gb"))
+        count = 2 if action.shape == "several" and action.profile[0] not in "47" else 1
+        gres = "gpu:1" if action.shape == "untyped" else f"gpu:{action.profile}:{count}"
+        words = [f"--gres={gres}"]
+        words += ["--array=0-1"] if action.shape == "array" else []
+        words += ["-N2", "--ntasks-per-node=1"] if wide else []
+        script = SCRIPT.format(
+            one="-N2 -n2" if wide else "-n1", computes=action.computes_s, pause=action.pause_s
+        )
+        try:
+            job = self.cluster.submit(script, *words)
+        except (RuntimeError, subprocess.TimeoutExpired):
+            return  # slurmctld is away: a user tries again later.
+        self.counts["jobs"] += 2 if action.shape == "array" else 1
+        self.asked[job] = "1g.5gb" if action.shape == "untyped" else action.profile
+        if action.shape == "suspended":
+            for other in self.suspended:
+                self.cluster.run("scontrol", "resume", str(other), check=False)
+            self.suspended = [job]
+            self.cluster.run("scontrol", "suspend", str(job), check=False)
+
+    def live(self) -> list[int]:
+        shown = self.cluster.run("squeue", "-h", "-o", "%A", check=False).stdout.split()
+        return sorted({int(word) for word in shown})
+
+    def on_node(self, node: str) -> set[int]:
+        """Jobs that have the node now; of an array every task's own number too."""
+        text = self.cluster.run("squeue", "-h", "-w", node, "-o", "%A %F", check=False).stdout
+        return {int(word) for word in text.split()}
+
+    def excuse_unsaved(self) -> None:
+        """slurmctld is about to be killed."""
+        text = self.cluster.run(
+            "squeue", "-h", "-t", "all", "-o", "%A %F %V %S %t", check=False
+        ).stdout
+        now = time.time()
+        for line in text.splitlines():
+            job, array, submitted, started, state = line.split()
+            times = [submitted] if state == "PD" else [submitted, started]
+            if any(now - _epoch(t) < UNSAVED_S for t in times) or state in ("CG", "CF"):
+                self.excused |= {int(job), int(array)}
+
+    # -- people -----------------------------------------------------------------------------
+
+    def hand(self, action: Hand) -> None:
+        self.counts["hands"] += 1
+        run = self.cluster.run
+        update = ("scontrol", "update", f"NodeName={action.node}")
+        if action.what == "cancel" and len(self.asked) >= action.job:
+            job = sorted(self.asked)[-action.job]
+            self.excused.add(job)
+            run("scancel", str(job), check=False)
+        elif action.what == "restart slurmctld":
+            self.strike(faults.SLURMCTLD[1], action.node)
+        elif action.what == "drain":
+            if run(*update, "State=DRAIN", f"Reason={OUR_DRAIN}", check=False).returncode == 0:
+                self.drained[action.node] = 4
+        elif action.what == "reason":
+            run(*update, f"Reason={OUR_DRAIN}", check=False)
+        elif action.what == "resume":
+            run(*update, "State=RESUME", check=False)
+            self.drained.pop(action.node, None)
+
+    def undrain(self, *, all_of_them: bool = False) -> None:
+        """Administrators take their drains down again; a drain must have stayed until then."""
+        for node in NODES:
+            reason = self.cluster.node(node).get("Reason", "")
+            if node in self.drained:
+                self.drained[node] -= 1
+                if not reason.startswith(OUR_DRAIN) and "gres/gpu" not in reason:
+                    self.watch.saw(f"{node}: an administrator's drain became {reason!r}")
+                    self.drained.pop(node)
+                    continue
+            theirs = reason.startswith(OUR_DRAIN) or "Duplicate jobid" in reason
+            if theirs and (all_of_them or self.drained.get(node, 0) <= 0):
+                self.cluster.run(
+                    "scontrol", "update", f"NodeName={node}", "State=RESUME", check=False
+                )
+                self.drained.pop(node, None)
+
+    def person(self) -> None:
+        """Does what reasons and messages ask for."""
+        shown = self.cluster.run("sinfo", "-h", "-N", "-o", "%N %E", check=False).stdout
+        for line in shown.splitlines():
+            node, _, reason = line.partition(" ")
+            if "needs a person" in reason:
+                self.counts["releases"] += 1
+                self.slurm_mig("rewrite")
+                self.slurm_mig("release", node)
+
+    # -- cycles and faults ------------------------------------------------------------------
+
+    def cycle(self, action: Cycle) -> None:
+        """One cycle with its fault; looked at meanwhile, and waited for."""
+        process = subprocess.Popen(
+            self.cluster.spaces.command([*faults.UNDER_CLOCK, "slurm-mig", "reconcile"]),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=ENVIRONMENT,
+        )  # fmt: skip
+        start, struck = time.monotonic(), action.fault is None
+        while process.poll() is None:
+            spent = time.monotonic() - start
+            if not struck and spent >= action.after_s:
+                struck = True
+                self.fault(action)
+            elif spent > CYCLE_S:
+                self.watch.saw(f"a cycle takes longer than {CYCLE_S:g} s")
+                process.kill()
+            else:
+                self.watch.look()
+                time.sleep(LOOK_S)
+        if not struck:
+            self.fault(action)
+        said = process.communicate()[0]
+        self.counts["cycles"] += 1
+        if "Traceback" in said:
+            self.watch.saw(f"a cycle ended with a traceback: {said[-1500:]}")
+        if "edited by hand" in said:
+            self.slurm_mig("rewrite")
+        if action.fault and "configuration management" in action.fault.name:
+            # Until a cycle has put our part in again, a slurmctld that restarts reads the site's
+            # lines of before the enrolment: what that costs is none of slurm-mig's doing.
+            self.slurm_mig("reconcile")
+            self.slurm_mig("reconcile")
+        self.after_cycle()
+
+    def after_cycle(self) -> None:
+        for one in self.healing:
+            one.left -= 1
+        due = [one for one in self.healing if one.left < 0]
+        self.healing = [one for one in self.healing if one.left >= 0]
+        for one in due:
+            self.heal(one)
+        self.supervise()
+        if self.answers():
+            self.person()
+            self.undrain()
+            self.watch.look()
+            self.compare()
+
+    def fault(self, action: Cycle) -> None:
+        assert action.fault is not None
+        if any(one.fault.heal == action.fault.heal != "" for one in self.healing):
+            return  # The same thing is broken already.
+        self.counts["faults"] += 1
+        self.counts[f"fault: {action.fault.name}"] += 1
+        if action.fault.name == "the node reboots":
+            self.excused |= self.on_node(action.node)
+            self.watch.requeued |= self.on_node(action.node)
+        self.strike(action.fault, action.node)
+        if action.fault.heal:
+            self.healing.append(Healing(action.fault, action.node, action.lasts))
+
+    def strike(self, fault: Fault, node: str) -> None:
+        if fault.name in ("slurmctld killed", "slurmctld restarted"):
+            self.excuse_unsaved()
+        self.cluster.run("sh", "-ec", fault.strike, env=_where(node), check=False, timeout=90)
+
+    def heal(self, one: Healing) -> None:
+        self.cluster.run("sh", "-ec", one.fault.heal, env=_where(one.node), check=False)
+
+    def supervise(self) -> None:
+        """What systemd does: a slurmd that has ended is started again, if it can be."""
+        for node in NODES:
+            if not self.cluster.pid("slurmd", node):
+                self.cluster.run("start-slurmd", node, node=node, check=False)
+
+    def slurm_mig(self, *words: str) -> str:
+        done = self.cluster.run("slurm-mig", *words, check=False, timeout=CYCLE_S)
+        return done.stdout + done.stderr
+
+    def answers(self) -> bool:
+        return self.cluster.run("sinfo", "-h", check=False).returncode == 0
+
+    def compare(self) -> None:
+        """Every view of each node that is open to jobs; looked at twice, as it may be changing."""
+        for node in NODES:
+            first = look(self.cluster, node)
+            if "DRAIN" in first.state or not differences(first):
+                continue
+            time.sleep(1)
+            again = look(self.cluster, node)
+            if again == first:
+                for found in differences(again):
+                    self.watch.saw(f"{node} ({'+'.join(sorted(again.state))}): {found}")
+
+    # -- the end ----------------------------------------------------------------------------
+
+    def end(self) -> None:
+        """All is healed; the queue must be served, and every node free and in agreement."""
+        for one in self.healing:
+            self.heal(one)
+        self.cluster.run("sh", "-c", f"rm -f {faults.FAULTS}/remote {faults.FAULTS}/clock")
+        self.healing = []
+        deadline = time.monotonic() + END_S
+        while time.monotonic() < deadline:
+            if not self.answers():
+                time.sleep(0.5)
+                continue
+            self.supervise()
+            self.undrain(all_of_them=True)
+            self.person()
+            self.resume_jobs()
+            done = self.cluster.run("slurm-mig", "reconcile", check=False, timeout=CYCLE_S)
+            if "edited by hand" in done.stderr:
+                self.slurm_mig("rewrite")
+            self.watch.look()
+            if not self.live() and done.returncode == 0:
+                break
+        else:
+            self.watch.saw(f"not at rest {END_S:g} s after the end: {self.status()}")
+        self.compare()
+        for node in NODES:
+            seen = look(self.cluster, node)
+            if seen.state & {"DRAIN", "DOWN", "NOT_RESPONDING"}:
+                self.watch.saw(f"{node} is left {'+'.join(sorted(seen.state))}: {seen.reason}")
+        self.watch.cancelled |= self.excused
+        self.watch.finish(self.asked)
+
+    def resume_jobs(self) -> None:
+        for job in self.cluster.run("squeue", "-h", "-t", "S", "-o", "%A").stdout.split():
+            self.cluster.run("scontrol", "resume", job, check=False)
+
+    def status(self) -> str:
+        return self.slurm_mig("status") + self.cluster.logs(8)
+
+
+def _epoch(text: str) -> float:
+    """A time of squeue's, in seconds since the epoch."""
+    try:
+        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return time.time()
+
+
+def _where(node: str) -> dict[str, str]:
+    """What a fault's script needs to know."""
+    return {"NODE": node}
+
+
+def soak(seconds: float, seed: int) -> tuple[Soak, float]:
+    """Runs it; returns it with the seconds that it took."""
+    start = time.monotonic()
+    configuration = faults.CONFIG + "catalog: {nodes: 2}\n"
+    # A slurmd may be away for several cycles: no reason for slurmctld to end its jobs.
+    away = "SlurmdTimeout=300\n"
+    with ManagedCluster(nodes=SPECS, configuration=configuration, extra_conf=away) as cluster:
+        faults.prepare(cluster)
+        cluster.enrol()
+        it = Soak(cluster, Watch(cluster))
+        began = time.monotonic()
+        for number, action in enumerate(actions(seed)):
+            if time.monotonic() - began > seconds:
+                break
+            before = len(it.watch.violations)
+            it.act(action)
+            for violation in it.watch.violations[before:]:
+                print(f"action {number}, {action}: {violation}", file=sys.stderr, flush=True)
+            it.counts["actions"] = number + 1
+        it.end()
+        it.counts["reshapes"] = len([h for h in cluster.history() if h["phase"] == "released"])
+    return it, time.monotonic() - start
+
+
+def claims(it: Soak, seconds: float, seed: int) -> list[Claim]:
+    shown = ("actions", "cycles", "reshapes", "jobs", "faults", "hands", "releases")
+    return [
+        Claim("soak_violations", len(it.watch.violations), "", "<= 0"),
+        Claim("soak_seed", seed, ""),
+        Claim("soak_seconds", seconds, "s"),
+        *(Claim(f"soak_{name}", it.counts[name], "") for name in shown),
+        Claim("soak_looks", it.watch.looks, ""),
+        Claim("soak_excused_jobs", len(it.excused & set(it.asked)), ""),
+    ]
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--seconds", type=float, default=60)
+    options.add_argument("--seed", type=int, default=random.randrange(1 << 30))
+    options.add_argument("--json", action="store_true")
+    given = options.parse_args()
+    it, seconds = soak(given.seconds, given.seed)
+    for violation in it.watch.violations:
+        print(f"VIOLATION {violation}", file=sys.stderr)
+    for name, count in sorted(it.counts.items()):
+        if name.startswith("fault: "):
+            print(f"{count:4} {name.removeprefix('fault: ')}", file=sys.stderr)
+    return show(claims(it, seconds, given.seed), as_json=given.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
