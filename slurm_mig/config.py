@@ -105,6 +105,10 @@ def _gres_type(text: str) -> str:
     return "" if good else f"is {text!r}: should be a gpu type such as 1g.5gb or a100"
 
 
+def _maybe_gres_type(text: str) -> str:
+    return _gres_type(text) if text else ""
+
+
 def _node_set(text: str) -> str:
     # Only the outer form: ClusterShell, which reads node sets, is not on a GPU node.
     good = re.fullmatch(r"[\w.-]+(\[[\d,-]+\][\w.-]*)*(,[\w.-]+(\[[\d,-]+\][\w.-]*)*)*", text)
@@ -223,7 +227,7 @@ class GroupSettings:
     nodes: Annotated[str, Rule(_node_set)]
     baseline: Profiles | None = None
     """Instances by profile on each GPU; None: the layout found at enrolment."""
-    whole_type: Annotated[str, Rule(lambda text: text and _gres_type(text))] = ""
+    whole_type: Annotated[str, Rule(_maybe_gres_type)] = ""
     mode_change: Annotated[str, _one_of("never", "resetless", "reset")] = "never"
     reshape: bool = True
     """No: these nodes stay as they are; what is free on them still counts."""

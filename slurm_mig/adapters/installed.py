@@ -18,6 +18,7 @@ from slurm_mig.errors import ConfigError, SlurmMigError
 
 HOOK_DIR = "/usr/libexec/slurm-mig"
 UNIT_DIR = "/etc/systemd/system"
+MAN_DIR = "/usr/local/share/man"
 ROLES = ("controller", "node")
 
 _FILES: Mapping[str, Sequence[tuple[str, str, int]]] = {
@@ -77,11 +78,19 @@ def items(roles: Sequence[str], conf: Path, root: Path) -> Iterator[Item]:
         for source, target, mode in _FILES[role]:
             text = (tree / source).read_text(encoding="utf-8")
             yield Item(_under(root, target.format(conf_dir=conf_dir)), text, mode)
+    yield from man_pages(tree, root)
     if "controller" in roles:
         loader = _under(root, f"{conf_dir}/job_submit.lua")
         text = LOADER.format(plugin=f"{conf_dir}/slurm-mig/job_submit.lua")
         if not loader.exists() or loader.read_text(encoding="utf-8") == text:
             yield Item(loader, text, 0o644)
+
+
+def man_pages(tree: Path, root: Path) -> Iterator[Item]:
+    """The man pages, where scripts/manual has built them."""
+    for page in sorted((tree / "build" / "manual" / "man").glob("*.[158]")):
+        target = f"{MAN_DIR}/man{page.suffix[1:]}/{page.name}"
+        yield Item(_under(root, target), page.read_text(encoding="utf-8"), 0o644)
 
 
 class Installed:
