@@ -12,10 +12,13 @@ is for the testbed alone: what stands around it does not apply there, or has to 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CompletedProcess
 
+from slurm_mig.errors import Exit
 from tests.testbed.cluster import Cluster
 
 PROMPT = re.compile(r"\[(\w+)@([\w-]+)\][#$] (.*)")
@@ -93,12 +96,7 @@ def run(cluster: Cluster, page: Path) -> list[Step]:
             cluster.restart_daemon(*step.command.split()[1:])
             continue
         node = None if step.host == "head" else step.host
-        shell = f"cd {SOURCE if step.user == 'root' else '/tmp/jobs'}\n{step.command}"
-        done = cluster.run(
-            "bash", "-c", f"exec 2>&1\n{shell}", node=node, check=False, timeout=120,
-            user=None if step.user == "root" else step.user,
-            env={"COLUMNS": "92"},
-        )  # fmt: skip
+        done = _typed(cluster, step, node)
         place = f"{page.name}:{step.line}: {step.command}\n"
         assert done.returncode == step.exit, f"{place}exit {done.returncode}\n{done.stdout}"
         if step.output:
@@ -106,3 +104,17 @@ def run(cluster: Cluster, page: Path) -> list[Step]:
                 f"{place}--- stated\n{step.output}\n--- printed\n{done.stdout}"
             )
     return found
+
+
+def _typed(cluster: Cluster, step: Step, node: str | None) -> CompletedProcess[str]:
+    """What a person does who reads "another slurm-mig is at work": wait, and type it again."""
+    shell = f"exec 2>&1\ncd {SOURCE if step.user == 'root' else '/tmp/jobs'}\n{step.command}"
+    user = None if step.user == "root" else step.user
+    deadline = time.monotonic() + 30
+    while True:
+        done = cluster.run("bash", "-c", shell, node=node, check=False, timeout=120, user=user,
+                           env={"COLUMNS": "92"})  # fmt: skip
+        busy = done.returncode == Exit.BUSY and "is at work" in done.stdout
+        if not busy or time.monotonic() > deadline:
+            return done
+        time.sleep(0.3)
