@@ -36,28 +36,28 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def leaves(command: click.Command, path: tuple[str, ...] = ("slurm-mig",)) -> Iterator[str]:
+def leaves(
+    command: click.Command, path: tuple[str, ...] = ("slurm-mig",)
+) -> Iterator[tuple[str, click.Command]]:
+    """Every command that is no group, by the name of its man page."""
     if isinstance(command, click.Group):
         for name, inner in command.commands.items():
             yield from leaves(inner, (*path, name))
     else:
-        yield "-".join(path)
+        yield "-".join(path), command
 
 
 def test_every_command_has_a_man_page_with_all_its_options(built: Path) -> None:
     pages = {path.name.rpartition(".")[0]: path for path in (built / "man").iterdir()}
-    assert set(pages) == {*leaves(program), "slurm-mig", "slurm-mig.yaml"}
+    commands: dict[str, click.Command] = {"slurm-mig": program, **dict(leaves(program))}
+    assert set(pages) == {*commands, "slurm-mig.yaml"}
     for name, path in pages.items():
         text = plain(path)
         assert f'.TH "{name.upper()}"' in text
         assert ".SH NAME" in text
         if path.suffix == ".5":
             continue
-        command: click.Command = program
-        for word in name.split("-")[2:]:
-            if isinstance(command, click.Group) and word in command.commands:
-                command = command.commands[word]
-        for option in command.params:
+        for option in commands[name].params:
             for spelling in getattr(option, "opts", ()) if not hidden(option) else ():
                 assert spelling in text or isinstance(option, click.Argument), (name, spelling)
 
