@@ -37,12 +37,20 @@ def inventory_text(driver: str, gpus: Sequence[Gpu], faults: Mapping[int, str], 
             f"  {gpu.uuid}  {mode_words(gpu)}{reset}",
         ]
         lines += [f"  {line}" for line in _instance_lines(gpu.instances)]
+        lines += [f"  {line}" for line in _owner_lines(gpu)]
         lines += [f"  held by {who(pid)}" for pid in _whole_gpu_pids(gpu)]
         for instance in gpu.instances:
             lines += [f"  {instance.placement} held by {who(pid)}" for pid in instance.pids]
     for index, fault in sorted(faults.items()):
         lines += ["", f"GPU {index}  cannot be read: {fault}"]
     return "\n".join(lines) + "\n"
+
+
+def _owner_lines(gpu: Gpu) -> list[str]:
+    """What is not Slurm's, by the word of the controller."""
+    if gpu.owner:
+        return [f"all of it is {gpu.owner}'s, not Slurm's"]
+    return [f"{i.placement} is {i.owner}'s, not Slurm's" for i in gpu.instances if i.owner]
 
 
 def _count(number: int, word: str) -> str:
@@ -101,6 +109,7 @@ def _gpu_json(gpu: Gpu, who: Callable[[int], Any]) -> dict[str, Any]:
         "mig": gpu.mig,
         "mig_pending": gpu.mig_pending,
         "mode_needs_reset": gpu.mode_needs_reset,
+        "owner": gpu.owner or None,
         "instances": [_instance_json(gpu, instance, who) for instance in gpu.instances],
         "holders": [who(pid) for pid in _whole_gpu_pids(gpu)],
     }
@@ -113,6 +122,7 @@ def _instance_json(gpu: Gpu, instance: Instance, who: Callable[[int], Any]) -> d
         "size": instance.placement.size,
         "gi": instance.gi,
         "minor": instance.gi_minor,
+        "owner": instance.owner or None,
         "files": list(instance.files),
         "compute_instances": [
             {"ci": c.ci, "name": c.name, "slices": c.slices, "uuid": c.uuid, "minor": c.minor}

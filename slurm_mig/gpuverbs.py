@@ -18,6 +18,7 @@ from slurm_mig.adapters import holders, squeue
 from slurm_mig.adapters.bootrecord import BootRecord
 from slurm_mig.adapters.gpus import NvmlGpus
 from slurm_mig.adapters.managedhere import managed_here
+from slurm_mig.adapters.ownedhere import owned_here
 from slurm_mig.adapters.system import Slurmd
 from slurm_mig.config import NodeSettings
 from slurm_mig.core.codec import decode, encode
@@ -93,7 +94,8 @@ class GpuVerbs:
     # -- reading --------------------------------------------------------------------------------
 
     def inventory(self) -> Answer:
-        gpus, faults = self._gpus.survey()
+        found, faults = self._gpus.survey()
+        gpus = owned_here(self._settings, self._name, found).gpus
         driver = self._gpus.driver()
         text = gpurender.inventory_text(driver, gpus, faults, lambda pid: str(_process(pid)))
         data = gpurender.inventory_json(driver, gpus, faults, lambda pid: asdict(_process(pid)))

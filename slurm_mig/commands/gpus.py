@@ -185,6 +185,7 @@ def restore(wait_s: float, **where: Any) -> None:
     from slurm_mig.adapters.bootrecord import BootRecord
     from slurm_mig.adapters.managedhere import managed_here
     from slurm_mig.adapters.system import RealClock, require_root
+    from slurm_mig.exporting import keep_cdi
     from slurm_mig.node import NodeAgent
     from slurm_mig.restore import Restorer, started
 
@@ -198,6 +199,7 @@ def restore(wait_s: float, **where: Any) -> None:
     prepare = agent.prepare if managed_here(settings, name) else None
     for sentence in Restorer(agent.gpus, prepare).restore(record):
         say(sentence)
+    keep_cdi(settings, name, agent.gpus.inventory())
 
 
 VERBS = (inventory, profiles, apply, assert_, export, mode, gres, check, restore)

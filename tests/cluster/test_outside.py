@@ -122,6 +122,9 @@ def test_slurm_is_offered_the_rest(shared: Shared) -> None:
     text = shared.cluster.slurm_mig("status").stdout
     assert text.count("containers") == 2
     assert text.count("kubernetes") == 7
+    text = shared.cluster.slurm_mig("inventory", "--node", NODE).stdout
+    assert "  1g.5gb@5 is containers's, not Slurm's\n" in text
+    assert "  all of it is kubernetes's, not Slurm's\n" in text
 
 
 def test_a_job_for_what_only_they_could_give_is_refused(shared: Shared) -> None:

@@ -17,8 +17,11 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from slurm_mig.adapters.bootrecord import BootRecord
 from slurm_mig.adapters.ownedhere import owned_here
+from slurm_mig.cli import main
 from slurm_mig.config import NodeSettings
 from slurm_mig.core import ownership
 from slurm_mig.core.exports import containers
@@ -409,3 +412,77 @@ def test_a_plugin_that_offers_what_is_slurms(site: Site, tmp_path: Path) -> None
         "error: offers what is Slurm's: 1g.5gb@0 of GPU 0, 1g.5gb@1 of GPU 0, 3g.20gb@4 of GPU 0 "
         "and 1 more"
     ]
+
+
+def process(root: Path, pid: int, cgroup: str) -> Path:
+    """A /proc with one process in a control group."""
+    folder = root / "fakeproc" / str(pid)
+    folder.mkdir(parents=True)
+    (folder / "cmdline").write_bytes(b"python\0train.py\0")
+    (folder / "cgroup").write_text(f"0::{cgroup}\n")
+    return root / "fakeproc"
+
+
+def manage(site: Site, *outside: ownership.Outside) -> None:
+    """The node in the controller's care, by what the controller leaves on it."""
+    (site.root / "etc" / "slurm-mig").mkdir()
+    (site.root / "etc" / "slurm-mig" / "nodes.conf").write_text("NodeName=n1 Gres=gpu:x:2\n")
+    record = BootRecord(Path(site.settings.state_dir))
+    record.save_gpus(site.gpus.inventory(), outside=outside)
+
+
+def clashes(site: Site, proc: Path) -> list[str]:
+    owned = owned_here(site.settings, "n1", site.gpus.inventory())
+    return [f"{f.level}: {f.what}" for f in Worlds(site.settings, owned, proc).clashes()]
+
+
+def test_a_container_on_slurms_and_a_job_on_others(
+    site: Site, sim: Simulator, tmp_path: Path
+) -> None:
+    mine, theirs = sorted(site.gpus.gpu(0).instances, key=lambda i: i.placement)[:2]
+    manage(site, ownership.Outside("containers", 0, (theirs.placement,)))
+    sim.add_process(os.getpid(), 0, mine.gi)
+    container = f"/system.slice/docker-{'a' * 64}.scope"
+    proc = process(tmp_path, os.getpid(), container)
+    (found,) = clashes(site, proc)
+    assert found.startswith("error: 1g.5gb@0 of GPU 0 is Slurm's, and process")
+    assert "container aaaaaaaaaaaa" in found
+    (proc / str(os.getpid()) / "cgroup").write_text("0::/slurm/uid_1/job_7/step_0\n")
+    assert not clashes(site, proc)
+    sim.remove_process(os.getpid())
+    sim.add_process(os.getpid(), 0, theirs.gi)
+    (found,) = clashes(site, proc)
+    assert "1g.5gb@1 of GPU 0 is containers's, and process" in found
+    assert "job 7" in found
+
+
+def test_check_looks_at_what_a_format_needs(site: Site) -> None:
+    exporter = Exporter(site.settings, "n1", site.gpus, site.root / "sys")
+    (first, *_) = site.gpus.gpu(0).instances
+    there = [f.where for f in exporter.run(Ask("cdi", gpus=(0,), check=True)).findings or ()
+             if f.level == "error"]  # fmt: skip
+    assert first.files[1] not in there
+    os.unlink(first.files[1])
+    gone = [f.where for f in exporter.run(Ask("cdi", gpus=(0,), check=True)).findings or ()
+            if f.level == "error"]  # fmt: skip
+    assert set(gone) - set(there) == {first.files[1]}
+    answer = site.verbs.answer(Request("export", ask=Ask("docker", gpus=(0,), check=True)))
+    assert answer.exit == 6
+    assert "docker: nvidia-ctk is not installed here" in answer.text
+    sysfs(site, 1, reset=False)
+    found = exporter.run(Ask("libvirt", gpus=(1,), check=True)).findings
+    assert [f.what for f in found or () if f.level == "error"] == [
+        "the kernel knows no way to reset it"
+    ]
+
+
+def test_the_command_line_refuses_what_does_not_go_together() -> None:
+    runner = CliRunner()
+    for words, said in (
+        (["export", "docker", "--inline"], "--inline is of mig-parted, not of docker"),
+        (["export", "slurm", "--gpu", "0"], "slurm is about the whole node: --gpu cannot be given"),
+        (["export", "lxc"], "'lxc' is not one of"),
+    ):
+        done = runner.invoke(main, words)
+        assert done.exit_code == 2, done.output
+        assert said in done.output
