@@ -82,7 +82,8 @@ class Ratios:
 def cluster() -> Iterator[ManagedCluster]:
     """Each node reads its own hooks.conf: what it has there is mounted over the shared one."""
     nodes = tuple(NodeSpec(name, (A100, A100), partitions=("main", name)) for name in NODES)
-    with ManagedCluster(nodes=nodes, extra_conf="Include hooks.conf\n",
+    # Ended jobs stay for a while (MinJobAge): thirty rounds are more than slurmctld's 10,000.
+    with ManagedCluster(nodes=nodes, extra_conf="MaxJobCount=60000\nInclude hooks.conf\n",
                         files={"hooks.conf": "# each node's own\n"}) as found:  # fmt: skip
         conf = found.read("/etc/slurm/slurm.conf").replace("TaskProlog=", "# TaskProlog=")
         found.write("/etc/slurm/slurm.conf", conf)
