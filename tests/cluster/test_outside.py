@@ -221,7 +221,7 @@ def test_an_instance_of_theirs_that_is_lost_is_named(shared: Shared) -> None:
     cluster.run("python", "-c", DESTROY, node=NODE)
     job = cluster.submit("true", "--gres=gpu:4g.20gb:1")
     said = cluster.slurm_mig("reconcile").stdout
-    assert "missing GPU 0 1g.5gb@6 (containers's)" in said
+    assert "GPU 0 1g.5gb@6 was containers's" in said
     cluster.kill_daemon("slurmd", NODE)
     cluster.run("nvml-sim", "reboot", node=NODE)
     restored = cluster.run("slurm-mig", "restore", node=NODE).stdout
