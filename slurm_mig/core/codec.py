@@ -7,6 +7,7 @@ trusted: a wrong type or an unknown field is refused with its path, never guesse
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -92,14 +93,20 @@ def _fields(kind: Any, data: Any, where: str) -> Any:
     """A dataclass, or a named tuple, all of whose fields are required."""
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: expected an object, found {type(data).__name__}")
-    hints = typing.get_type_hints(kind)
+    hints, required = _known(kind)
     unknown = set(data) - set(hints)
     if unknown:
         raise ConfigError(f"{where}: unknown field {', '.join(sorted(map(str, unknown)))}")
-    missing = _required(kind) - set(data)
+    missing = required - set(data)
     if missing:
         raise ConfigError(f"{where}: missing {', '.join(sorted(missing))}")
     return kind(**{k: _decode(hints[k], v, f"{where}.{k}") for k, v in data.items()})
+
+
+@functools.cache
+def _known(kind: Any) -> tuple[dict[str, Any], set[str]]:
+    """Types by field, and the fields that must be there: found once for each class."""
+    return typing.get_type_hints(kind), _required(kind)
 
 
 def _required(kind: Any) -> set[str]:
