@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 from slurm_mig.core.model import JobRequest
 from slurm_mig.core.planning.fleet import Draft, Fleet, Node
+from slurm_mig.core.planning.limits import Key
 from slurm_mig.core.planning.options import Offer, Option, OptionTable, State
 from slurm_mig.core.planning.programme import GpuClass, Group, Part, Programme
 from slurm_mig.core.planning.units import Pools, Size, Unit
@@ -26,9 +27,9 @@ from slurm_mig.core.planning.weights import Weights
 Member = tuple[int, int, tuple[Option, ...]]
 """Position of the node, of its GPU, and the options in the order of the class's offers."""
 
-Beside = tuple[tuple[int, ...], tuple[int, ...]]
-"""What a node's hulls can spare of each type that they need, and its slots have room for of each
-wanted type."""
+Beside = tuple[tuple[int, ...], tuple[int, ...], tuple[Key, ...]]
+"""What a node's hulls can spare of each type that they need, its slots have room for of each wanted
+type, and its group limits."""
 
 MOST = 16
 """More instances of a type than any GPU can have."""
@@ -88,7 +89,8 @@ class Tables:
 
     def of_node(self, node: Node) -> list[tuple[Option, ...]]:
         """The options of each of its GPUs, in their order."""
-        beside = self.spares(node), self._growth(node)
+        limited = node.budget.keys if node.budget and self._tight else ()
+        beside = self.spares(node), self._growth(node), limited
         return [self._options(draft, beside) for draft in node.drafts]
 
     def _growth(self, node: Node) -> tuple[int, ...]:
@@ -157,6 +159,7 @@ def _state(draft: Draft, table: OptionTable, beside: Beside, whole: int) -> Stat
         bool(draft.frozen) or done is not None,
         table.clipped(idle, beside[0]),
         table.room(beside[1]),
+        beside[2],
     )
 
 
@@ -254,6 +257,8 @@ class _Survey:
         """`several` are the types of which single jobs want more than one."""
         self._types = len(tables.types)
         self._guarded = len(tables.guarded)
+        self._budget = [node.budget.number if node.budget else -1 for node in fleet.nodes]
+        self._limits = {(b.number, n): left for b in fleet.budgets for n, left in enumerate(b.left)}
         self._kinds: dict[int, _Kind] = {}
         self._numbers: dict[tuple[Offer, ...], int] = {}
         self.of_node: list[list[_Kind]] = []
@@ -280,7 +285,7 @@ class _Survey:
         # The options are kept by the tables, so that the number of one object is its own.
         found = self._kinds.get(id(options))
         if found is None:
-            offers = tuple((o.supply, o.loss, o.cost) for o in options)
+            offers = tuple(o.offer for o in options)
             best = (max(o.supply[n] for o in options) for n in range(self._types))
             losses = tuple(frozenset(o.loss[n] for o in options) for n in range(self._guarded))
             found = self._kinds[id(options)] = _Kind(
@@ -317,28 +322,29 @@ class _Survey:
         """The programme in which the nodes `apart` have classes and hulls of their own."""
         # Nodes are numbered after the pools, so that they cannot be taken for one another.
         first = len(pools.nodes)
-        numbers: dict[tuple[int, int, int, int], int] = {}
-        classes: list[tuple[int, int, int, _Kind]] = []
+        numbers: dict[tuple[int, int, int, int, int], int] = {}
+        classes: list[tuple[int, int, int, int, _Kind]] = []
         members: list[list[Member]] = []
         for at, kinds in enumerate(self.of_node):
             pool, node = pools.of_node[at], at if at in apart else -1
-            own = pool if node < 0 else first + at
+            own, budget = pool if node < 0 else first + at, self._budget[at]
             for position, kind in enumerate(kinds):
                 hulls = own if kind.loses else -1
-                number = numbers.setdefault((pool, hulls, node, kind.number), len(members))
+                key = pool, hulls, node, budget, kind.number
+                number = numbers.setdefault(key, len(members))
                 if number == len(members):
                     members.append([])
-                    classes.append((pool, hulls, node, kind))
+                    classes.append((pool, hulls, node, budget, kind))
                 members[number].append((at, position, kind.options))
         spare: Counter[tuple[int, int]] = Counter()
         for at, lost in enumerate(self.lost):
             for n, most in lost.items():
                 spare[first + at if at in apart else pools.of_node[at], n] += most
         made = tuple(
-            GpuClass(pool, len(found), kind.offers, hulls, node)
-            for (pool, hulls, node, kind), found in zip(classes, members, strict=True)
+            GpuClass(pool, len(found), kind.offers, hulls, node, budget)
+            for (pool, hulls, node, budget, kind), found in zip(classes, members, strict=True)
         )
-        programme = Programme(self._types, made, tuple(groups), dict(spare), together)
+        programme = Programme(self._types, made, tuple(groups), dict(spare), together, self._limits)
         return programme, tuple(map(tuple, members))
 
 
@@ -347,7 +353,7 @@ def _most_within(offers: Sequence[tuple[Offer, ...]], wanted: int, hull: int, li
     another: by loss so far, the best supply."""
     best = {0: 0}
     for mine in offers:
-        choices = {(lost[hull], supply[wanted]) for supply, lost, _ in mine}
+        choices = {(lost[hull], supply[wanted]) for supply, lost, *_ in mine}
         if len(choices) == 1:
             ((lost, supply),) = choices
             best = {loss + lost: had + supply for loss, had in best.items()}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from slurm_mig.core import slots
@@ -24,6 +24,7 @@ from slurm_mig.core.model import (
     Profile,
     is_filler,
 )
+from slurm_mig.core.planning.limits import Budget, Limits
 from slurm_mig.core.planning.options import Option
 from slurm_mig.core.planning.shapes import Shape
 
@@ -59,6 +60,8 @@ class Draft:
     """Chosen by the plan; None: as it is."""
     taken: int = 0
     """What of the target's new instances a waiting job will have."""
+    filled: int = 0
+    """Created besides, in room that is left."""
     withheld: int = 0
     """Idle, there, and not offered: offered again, it serves whoever fits."""
     foreign: int = 0
@@ -82,7 +85,7 @@ class Draft:
         """The placements that there will be."""
         if self.target is None:
             return self.fixed | self.idle
-        return self.fixed | (self.idle & ~self.target.destroyed) | self.target.created
+        return self.fixed | (self.idle & ~self.target.destroyed) | self.target.created | self.filled
 
 
 @dataclass
@@ -113,6 +116,8 @@ class Node:
     """Types that it has or could have."""
     kinds: frozenset[Hashable] = frozenset()
     """What GPUs it has."""
+    budget: Budget | None = None
+    """What its group may still lose and gain; shared by the group's nodes."""
 
     @property
     def name(self) -> str:
@@ -176,6 +181,9 @@ class Node:
                     (at, n) for at, n in spots if at != position or n == WHOLE or mine.idle >> n & 1
                 ]
         self.cpus, self.memory_mib = draft.cpus, draft.memory_mib
+        if self.budget:
+            for use in uses(self.budget, draft):
+                self.budget.spend(use)
 
     def give(self, draft: NodeDraft) -> None:
         """Hand over what was decided here."""
@@ -183,10 +191,8 @@ class Node:
             index, shape = mine.gpu.index, mine.shape
             draft.claimed |= {(index, shape.placements[n]) for n in shape.numbers(mine.claimed)}
             if mine.target is not None:
-                option = mine.target
-                draft.created |= {
-                    (index, shape.placements[n]) for n in shape.numbers(option.created)
-                }
+                option, new = mine.target, mine.target.created | mine.filled
+                draft.created |= {(index, shape.placements[n]) for n in shape.numbers(new)}
                 draft.destroyed |= {
                     (index, shape.placements[n]) for n in shape.numbers(option.destroyed)
                 }
@@ -223,6 +229,8 @@ class Node:
         """False when a hull would lose an instance that it needs, or be in the way of one more (a
         quick test: `arranged` is the exact one). What other GPUs of the node gain makes up for
         nothing."""
+        if self.budget and not self.budget.allows(self.use(position, option)):
+            return False
         shape = self.drafts[position].shape
         created, destroyed = shape.counts(option.created), shape.counts(option.destroyed)
         if any(n - destroyed.get(t, 0) > self.growth(t) for t, n in created.items()):
@@ -233,10 +241,19 @@ class Node:
             if (spare := self.spare(t)) is not None
         )
 
+    def use(self, position: int, option: Option) -> list[int]:
+        """What the option takes of the group's limits."""
+        if self.budget is None:
+            return []
+        shape = self.drafts[position].shape
+        return self.budget.use_of(shape.counts(option.created), shape.counts(option.destroyed))
+
     def change(self, position: int, option: Option) -> None:
         """Take the option for the GPU; what it creates is free, what it destroys is not."""
         draft = self.drafts[position]
         draft.target = option
+        if self.budget:
+            self.budget.spend(self.use(position, option))
         self._note_gain(draft, option, 1)
         for number in draft.shape.numbers(option.destroyed):
             name = draft.shape.placements[number].profile
@@ -266,6 +283,8 @@ class Node:
         if option is None:
             return
         draft.target = None
+        if self.budget:
+            self.budget.spend(self.use(position, option), -1)
         self._note_gain(draft, option, -1)
         for number in draft.shape.numbers(option.created):
             name = draft.shape.placements[number].profile
@@ -291,6 +310,7 @@ class Node:
             idle_of=Counter(self.idle_of),
             gained=Counter(self.gained),
             serves=list(self.serves),
+            budget=self.budget and self.budget.copy(),
         )
 
     def arranged(self) -> None:
@@ -307,7 +327,9 @@ class Fleet:
         baselines: Mapping[str, Mapping[int, Layout]],
         frozen: Mapping[str, str],
         frozen_gpus: Mapping[tuple[str, int], str] | None = None,
+        limits: Mapping[str, Limits] | None = None,
     ) -> None:
+        """`limits` gives each node's group's, the same object for all of a group."""
         self._frozen_gpus = frozen_gpus or {}
         self._shapes: dict[tuple[Profile, ...], Shape] = {}
         self._possible_of: dict[frozenset[Hashable], frozenset[str]] = {}
@@ -316,6 +338,41 @@ class Fleet:
             for view in views
             if view.condition is NodeCondition.USABLE
         ]
+        self.budgets = self._budgets(views, limits or {})
+
+    def _budgets(self, views: Sequence[NodeView], limits: Mapping[str, Limits]) -> list[Budget]:
+        """What each group has, on nodes that may not be touched too, and may lose and gain."""
+        there: dict[int, Counter[str]] = {}
+        for view in views:
+            if view.name in limits:
+                counts = there.setdefault(id(limits[view.name]), Counter())
+                counts.update(i.placement.profile for g in view.gpus for i in g.instances)
+        found: dict[int, Budget] = {}
+        for node in self.nodes:
+            if mine := limits.get(node.name):
+                if id(mine) not in found:
+                    found[id(mine)] = Budget.of(mine, there[id(mine)], len(found))
+                node.budget = found[id(mine)]
+        return list(found.values())
+
+    def adopt(self, trials: Mapping[int, Node]) -> bool:
+        """Go on with these drafts of nodes, by position; False, and nothing is done, when together
+        they take more than a group's limits allow."""
+        taken: dict[int, list[int]] = {}
+        for trial in trials.values():
+            if trial.budget:
+                left = self.budgets[trial.budget.number].left
+                mine = [a - b for a, b in zip(left, trial.budget.left, strict=True)]
+                known = taken.setdefault(trial.budget.number, [0] * len(mine))
+                taken[trial.budget.number] = [a + b for a, b in zip(known, mine, strict=True)]
+        if not all(self.budgets[number].allows(use) for number, use in taken.items()):
+            return False
+        for number, use in taken.items():
+            self.budgets[number].spend(use)
+        for at, trial in trials.items():
+            trial.budget = trial.budget and self.budgets[trial.budget.number]
+            self.nodes[at] = trial
+        return True
 
     @property
     def timed(self) -> bool:
@@ -331,6 +388,9 @@ class Fleet:
         other = Fleet((), {}, {})
         other._shapes = self._shapes
         other.nodes = [node.copy() for node in self.nodes]
+        other.budgets = [budget.copy() for budget in self.budgets]
+        for node in other.nodes:
+            node.budget = node.budget and other.budgets[node.budget.number]
         return other
 
     def _shape(self, profiles: tuple[Profile, ...]) -> Shape:
@@ -430,6 +490,15 @@ def _measure(node: Node, hulls: Sequence[slots.Hull], total: int) -> None:
         node.room[hull.type] = hull.holes + gaps[n] + gaps[n + 1]
         if hull.holes:
             node.holes[hull.type] = hull.holes
+
+
+def uses(budget: Budget, draft: NodeDraft) -> Iterator[list[int]]:
+    """What each GPU's change in a draft takes of the group's limits."""
+    for gpu in draft.view.gpus:
+        created = Counter(p.profile for g, p in draft.created if g == gpu.index)
+        destroyed = Counter(p.profile for g, p in draft.destroyed if g == gpu.index)
+        if created or destroyed:
+            yield budget.use_of(created, destroyed)
 
 
 def _whole_type(gpu: Gpu, view: NodeView) -> str:

@@ -67,10 +67,9 @@ class Mender:
                 tried[at] = trial
                 if trial.claim(request):
                     chosen.append((at, request))
-        if cost >= unit.value:
+        if cost >= unit.value or not self._fleet.adopt(tried):
             return False
-        for at, trial in tried.items():
-            self._fleet.nodes[at] = trial
+        for at in tried:
             self._places.added(at)
         for at, request in chosen:
             self._fleet.nodes[at].serves.append(request.job_id)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from slurm_mig.core.planning.limits import Key
 from slurm_mig.core.planning.shapes import Shape
 from slurm_mig.core.planning.weights import Weights
 
@@ -21,8 +22,12 @@ Supply = tuple[int, ...]
 Loss = tuple[int, ...]
 """Of each type that hulls need: how many idle instances fewer there are; never less than 0."""
 
-Offer = tuple[Supply, Loss, int]
-"""What an option offers, what hulls lose by it, and what it costs: all that the programme sees."""
+Use = tuple[int, ...]
+"""What is taken of each limit of the node's group (core/planning/limits.py)."""
+
+Offer = tuple[Supply, Loss, Use, int]
+"""What an option offers, what hulls lose by it, what it takes of limits, and what it costs: all
+that the programme sees."""
 
 
 class State(NamedTuple):
@@ -46,6 +51,8 @@ class State(NamedTuple):
     """Of each type that hulls need: how many of the idle ones the node can do without; -1: all."""
     growth: tuple[int, ...] = ()
     """Of each wanted type: for how many more the node's slots have room; empty: for any number."""
+    limited: tuple[Key, ...] = ()
+    """The limits of the node's group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,11 @@ class Option:
     mig: bool = True
     changes: bool = True
     loss: Loss = ()
+    use: Use = ()
+
+    @property
+    def offer(self) -> Offer:
+        return self.supply, self.loss, self.use, self.cost
 
 
 class OptionTable:
@@ -127,12 +139,21 @@ class OptionTable:
             for bits, spare in zip(self._guarded, state.spare, strict=True)
         )
 
+    def _use(self, state: State, created: int, destroyed: int) -> Use:
+        found = []
+        for gres_type, sign in state.limited:
+            bits = self._shape.of_profile.get(gres_type, 0)
+            more = (created & bits).bit_count() - (destroyed & bits).bit_count()
+            found.append(max(0, sign * more))
+        return tuple(found)
+
     def _stay(self, state: State) -> Option:
+        nothing, unused = (0,) * len(self._guarded), (0,) * len(state.limited)
         if state.mig:
-            nothing = (0,) * len(self._guarded)
-            return Option(self._supply(state.idle), 0, changes=False, loss=nothing)
+            supply = self._supply(state.idle)
+            return Option(supply, 0, changes=False, loss=nothing, use=unused)
         supply = self._whole(state) if state.whole_free else (0,) * self._width
-        return Option(supply, 0, mig=False, changes=False, loss=(0,) * len(self._guarded))
+        return Option(supply, 0, mig=False, changes=False, loss=nothing, use=unused)
 
     def _changes(self, state: State) -> Iterator[Option]:
         if state.frozen:
@@ -160,21 +181,22 @@ class OptionTable:
                         created,
                         gone,
                         loss=self._loss(state, created, gone),
+                        use=self._use(state, created, gone),
                     )
         if state.switchable and not state.fixed and state.whole >= 0:
             cost = self._mode_cost(state) + self._weights.destroy * state.idle.bit_count()
             lost = (self._shape.placements[n].size for n in self._shape.numbers(state.baseline))
             cost += self._weights.baseline * sum(lost)
             cost += self._weights.room * free_before
-            loss = self._loss(state, 0, state.idle)
-            yield Option(self._whole(state), cost, 0, state.idle, mig=False, loss=loss)
+            loss, use = self._loss(state, 0, state.idle), self._use(state, 0, state.idle)
+            yield Option(self._whole(state), cost, 0, state.idle, mig=False, loss=loss, use=use)
 
     def _from_whole(self, state: State) -> Iterator[Option]:
         for created in self._shape.additions(0, self._among):
             if created:
                 cost = self._mode_cost(state) + self._weights.create * created.bit_count()
-                loss = self._loss(state, created, 0)
-                yield Option(self._supply(created), cost, created, loss=loss)
+                loss, use = self._loss(state, created, 0), self._use(state, created, 0)
+                yield Option(self._supply(created), cost, created, loss=loss, use=use)
 
     def _mode_cost(self, state: State) -> int:
         cost = self._weights.publish + self._weights.mode
@@ -227,14 +249,15 @@ class OptionTable:
 
 
 def _unbeaten(options: Sequence[Option]) -> tuple[Option, ...]:
-    """One option for each offer that no other one beats in supply, loss and cost; by cost."""
-    best: dict[tuple[Supply, Loss], Option] = {}
+    """One option for each offer that no other one beats in supply, loss, use and cost; by cost."""
+    best: dict[tuple[Supply, Loss, Use], Option] = {}
     for option in options:
-        known = best.get((option.supply, option.loss))
+        key = option.supply, option.loss, option.use
+        known = best.get(key)
         if known is None or (option.changes, option.cost) < (known.changes, known.cost):
-            best[option.supply, option.loss] = option
+            best[key] = option
     kept: list[Option] = []
-    for option in sorted(best.values(), key=lambda o: (o.changes, o.cost, o.supply, o.loss)):
+    for option in sorted(best.values(), key=lambda o: (o.changes, o.cost, o.supply, o.loss, o.use)):
         if not any(_beats(other, option) for other in kept):
             kept.append(option)
     return tuple(kept)
@@ -242,6 +265,8 @@ def _unbeaten(options: Sequence[Option]) -> tuple[Option, ...]:
 
 def _beats(one: Option, other: Option) -> bool:
     """For one that costs no more."""
-    return all(a >= b for a, b in zip(one.supply, other.supply, strict=True)) and all(
-        a <= b for a, b in zip(one.loss, other.loss, strict=True)
+    return (
+        all(a >= b for a, b in zip(one.supply, other.supply, strict=True))
+        and all(a <= b for a, b in zip(one.loss, other.loss, strict=True))
+        and all(a <= b for a, b in zip(one.use, other.use, strict=True))
     )

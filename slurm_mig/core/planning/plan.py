@@ -15,9 +15,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from slurm_mig.core import planner
+from slurm_mig.core import geometry, planner
 from slurm_mig.core.draft import NodeDraft, never
 from slurm_mig.core.model import (
+    Gpu,
     JobRequest,
     Layout,
     NodeChange,
@@ -30,11 +31,20 @@ from slurm_mig.core.model import (
 )
 from slurm_mig.core.planning import highs, reasons
 from slurm_mig.core.planning.classes import CLOSE, problem
-from slurm_mig.core.planning.fleet import Fleet, Node
+from slurm_mig.core.planning.filling import fill, waiting_mix
+from slurm_mig.core.planning.fleet import Fleet, Node, uses
+from slurm_mig.core.planning.limits import Limits
 from slurm_mig.core.planning.placing import Places
 from slurm_mig.core.planning.programme import Programme, Solution
 from slurm_mig.core.planning.stage import Staged, Task, stage
-from slurm_mig.core.planning.units import Pools, Size, Unit, pools_of, units_of
+from slurm_mig.core.planning.units import (
+    Pools,
+    Size,
+    Unit,
+    pools_of,
+    slices_of,
+    units_of,
+)
 from slurm_mig.core.planning.weights import Weights
 from slurm_mig.errors import ArrangementError
 
@@ -63,6 +73,10 @@ class Rules:
     """Nodes on which nothing may change now, and why. What is free there still counts."""
     frozen_gpus: Mapping[tuple[str, int], str] = field(default_factory=dict)
     """The same for single GPUs, by node and index."""
+    limits: Mapping[str, Limits] = field(default_factory=dict)
+    """By node, its group's least and most of profiles; the same object for all of a group."""
+    only_baseline: frozenset[str] = frozenset()
+    """Nodes on which room that is left is the baseline's, whatever waits."""
     to_baseline: frozenset[tuple[str, int]] = frozenset()
     """GPUs that get their baseline back if nobody uses them or waits for what they are."""
     excluded_users: frozenset[str] = frozenset()
@@ -75,13 +89,17 @@ def plan(
     baselines: Mapping[str, Mapping[int, Layout]] | None = None,
     rules: Rules | None = None,
     now: float = 0.0,
+    later: Iterable[JobRequest] = (),
 ) -> Plan:
     """The plan for `requests`, which are in the order in which Slurm would start them.
 
-    `baselines` gives, per node and GPU index, the layout that fills room nobody asked for.
+    `baselines` gives, per node and GPU index, the layout that fills room nobody asked for. `later`
+    are jobs that wait for something else: room is kept in their shapes too.
     """
+    asked = list(requests)
     with _uncollected():
-        return _Planning(views, list(requests), baselines or {}, rules or Rules(), now).plan()
+        planning = _Planning(views, asked, baselines or {}, rules or Rules(), now)
+        return planning.plan(list(later))
 
 
 @contextmanager
@@ -112,11 +130,12 @@ class _Planning:
         self._requests = requests
         self._rules = rules
         self._now = now
-        self._drafts = {v.name: NodeDraft.of(v, baselines.get(v.name, {})) for v in views}
+        self._baselines = baselines
+        self._drafts = {v.name: NodeDraft.of(v, self._filling(v.name)) for v in views}
         self._fences: dict[str, NodeChange] = {}
         self._held: dict[int, str] = {}
         self._given: set[int] = set()
-        self._fleet = Fleet(views, baselines, rules.frozen, rules.frozen_gpus)
+        self._fleet = Fleet(views, baselines, rules.frozen, rules.frozen_gpus, rules.limits)
         self._pools = Pools((), (), {})
         self._nodes: dict[str, Node] = {}
         self._impossible: dict[tuple[str, tuple[tuple[str, int], ...]], str] = {}
@@ -124,7 +143,19 @@ class _Planning:
         self._why = reasons.Reasons()
         self._refusals: dict[int, Refusal] = {}
 
-    def plan(self) -> Plan:
+    def _filling(self, name: str) -> Mapping[int, Layout]:
+        """A node's baselines, as far as room may be filled from them: a profile of which its group
+        has at most so many comes by demand only."""
+        limits = self._rules.limits.get(name)
+        known = self._baselines.get(name, {})
+        if limits is None or not limits.most:
+            return known
+        return {
+            gpu: frozenset(p for p in layout if p.profile not in limits.most)
+            for gpu, layout in known.items()
+        }
+
+    def plan(self, later: Sequence[JobRequest]) -> Plan:
         self._holdings()
         for node in self._fleet.nodes:
             if not self._drafts[node.name].untouched or self._drafts[node.name].goals:
@@ -141,6 +172,7 @@ class _Planning:
         )
         staged, quality = self._best(demand, pools)
         self._fleet = staged.fleet
+        self._fill(staged, [*later, *(r for u in units for r in u.requests)], startable)
         for node in self._fleet.nodes:
             if node.touched:
                 node.give(self._drafts[node.name])
@@ -179,12 +211,39 @@ class _Planning:
             if not names or request.patience is not Patience.WITHHOLD or request.het_job:
                 continue
             here = {name: self._drafts[name] for name in names if not self._frozen(name)}
-            if here and planner.reshape_for(here, request) is None:
+            able = here and planner.reshape_for(here, request) is None
+            if able and not self._within_limits(here):
+                continue
+            if able:
                 self._drafts.update(here)
                 if request.tasks == 1:
                     self._given.add(request.job_id)
             else:
                 self._held[request.job_id] = planner.wait_for(self._drafts, request, self._fences)
+
+    def _within_limits(self, changed: Mapping[str, NodeDraft]) -> bool:
+        """Do the groups' limits allow these drafts, beside what was decided before?"""
+        taken: dict[int, list[int]] = {}
+        drafts = {**self._drafts, **changed}
+        for node in self._fleet.nodes:
+            for use in uses(node.budget, drafts[node.name]) if node.budget else ():
+                known = taken.setdefault(id(node.budget), [0] * len(use))
+                taken[id(node.budget)] = [a + b for a, b in zip(known, use, strict=True)]
+        budgets = {id(budget): budget for budget in self._fleet.budgets}
+        return all(budgets[key].allows(use) for key, use in taken.items())
+
+    def _fill(
+        self, staged: Staged, waiting: Sequence[JobRequest], startable: Sequence[Unit]
+    ) -> None:
+        """Give room that is left on changed GPUs to what still waits."""
+        if not any(d.target for node in self._fleet.nodes for d in node.drafts):
+            return
+        mix = waiting_mix({id(r): r for r in waiting}.values())
+        for unit in (*staged.served, *startable):
+            for request in unit.requests:
+                mix.subtract({t: n * request.nodes for t, n in request.gpus.items()})
+        wanted = Counter({t: n for t, n in mix.items() if n > 0})
+        fill(self._fleet, wanted, slices_of(self._fleet), self._rules.only_baseline)
 
     def _frozen(self, name: str) -> str:
         return self._rules.frozen.get(name, "")
@@ -351,19 +410,32 @@ class _Planning:
             draft = self._drafts[node.name]
             if not draft.untouched or draft.view.withheld or node.frozen:
                 continue
-            trial = draft.copy()
+            baseline = self._baselines.get(node.name, {})
             for mine in node.drafts:
                 idle = mine.gpu.mig and not mine.fixed & ~mine.foreign and not mine.frozen
-                wanted = draft.baseline.get(mine.gpu.index)
+                wanted = baseline.get(mine.gpu.index)
                 if idle and wanted and (node.name, mine.gpu.index) in self._rules.to_baseline:
-                    index, layout = mine.gpu.index, mine.gpu.layout
-                    trial.destroyed |= {(index, p) for p in layout - wanted - mine.gpu.foreign}
-                    trial.created |= {(index, p) for p in wanted - layout}
-            try:
-                trial.arranged()
-            except ArrangementError:
-                continue
-            draft.take(trial)
+                    self._back(node, draft, mine.gpu, wanted)
+
+    def _back(self, node: Node, draft: NodeDraft, gpu: Gpu, wanted: Layout) -> None:
+        """One GPU's baseline, where slots and limits allow it."""
+        wanted = gpu.foreign | geometry.fill(gpu, gpu.foreign, wanted)
+        trial = draft.copy()
+        trial.destroyed |= {(gpu.index, p) for p in gpu.layout - wanted}
+        trial.created |= {(gpu.index, p) for p in wanted - gpu.layout}
+        use = []
+        if node.budget:
+            created = Counter(p.profile for p in wanted - gpu.layout)
+            use = node.budget.use_of(created, Counter(p.profile for p in gpu.layout - wanted))
+            if not node.budget.allows(use):
+                return
+        try:
+            trial.arranged()
+        except ArrangementError:
+            return
+        draft.take(trial)
+        if node.budget:
+            node.budget.spend(use)
 
     def _change(self, name: str) -> NodeChange | None:
         draft = self._drafts[name]

@@ -10,6 +10,7 @@ the nodes of pool p can have k instances of type t together C_ptk times:
                 sum_p z_qp = n_q sum_t y_gt,  p in P_q               for each part of a group
                 sum_q w_q z_qp <= sum_co a_o x_co, c in p            for each pool and type
                 sum_co l_o x_co <= S_ht, c in h                      for what hulls can spare
+                sum_co u_o x_co <= L_gk, c in g                      for each limit of a node group
                 sum_q floor(w_q / k) z_qp <= C_ptk                   for each pool, type and k > 1
                 z_qp = sum_n z_qn,  sum_q w_q z_qn <= sum_co a_o x_co, c in n     (see below)
                 0 <= y_gt <= m_t,  0 <= z_qp <= b_qp,  x, z whole numbers
@@ -43,6 +44,8 @@ class GpuClass:
     """Those with the same number share what hulls can spare: a pool's, or one node's."""
     node: int = -1
     """All are on this node; -1: on any of the pool."""
+    budget: int = -1
+    """Those with the same number share a node group's limits; -1: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,8 @@ class Programme:
     """By `hulls` and type that they need: how many instances fewer there may be."""
     together: Mapping[tuple[int, int, int], int] = field(default_factory=dict)
     """By pool, type and number: how often nodes of the pool can have so many together."""
+    limits: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    """By budget and limit: how much may be taken."""
 
 
 @dataclass
@@ -135,13 +140,18 @@ def matrix(programme: Programme) -> tuple[Matrix, Columns]:
     built, columns = Matrix(), Columns()
     supply: dict[tuple[int, int], Entries] = {}
     loss: dict[tuple[int, int], Entries] = {}
+    use: dict[tuple[int, int], Entries] = {}
     of_node: dict[tuple[int, int], Entries] = {}
     for group in programme.classes:
-        mine = [built.column(cost, group.count, whole=True) for _, _, cost in group.offers]
+        mine = [built.column(cost, group.count, whole=True) for *_, cost in group.offers]
         columns.x.append(mine)
         built.row(group.count, group.count, [(c, 1) for c in mine])
-        for column, (offered, lost, _) in zip(mine, group.offers, strict=True):
-            kinds = [(supply, offered, group.pool), (loss, lost, group.hulls)]
+        for column, (offered, lost, used, _) in zip(mine, group.offers, strict=True):
+            kinds = [
+                (supply, offered, group.pool),
+                (loss, lost, group.hulls),
+                (use, used, group.budget),
+            ]
             if group.node >= 0:
                 kinds.append((of_node, offered, group.node))
             for rows, counts, of in kinds:
@@ -150,6 +160,8 @@ def matrix(programme: Programme) -> tuple[Matrix, Columns]:
                         rows.setdefault((of, gres_type), []).append((column, count))
     for key in sorted(loss):
         built.row(-float("inf"), programme.spare[key], loss[key])
+    for key in sorted(use):
+        built.row(-float("inf"), programme.limits[key], use[key])
     demand: dict[tuple[int, int], Entries] = {}
     on_node: dict[tuple[int, int], Entries] = {}
     for wanted in programme.groups:
@@ -216,7 +228,7 @@ def solution(
     ) - sum(
         n * cost
         for group, taken in zip(programme.classes, options, strict=True)
-        for (_, _, cost), n in zip(group.offers, taken, strict=True)
+        for (*_, cost), n in zip(group.offers, taken, strict=True)
     )
     return Solution(options, served, spread, value, gap, len(size.cost), len(size.rows))
 

@@ -51,11 +51,15 @@ class Reasons:
         trial = node
         for n, gres_type in enumerate(types):
             while len(trial.free.get(gres_type, ())) < request.gpus[gres_type]:
-                found = _best(trial, tables, n)
-                if found is None:
+                ways = _ways(trial, tables, n)
+                if not ways:
                     return f"{node.name}: {_cooling(node) or _in_the_way(node, gres_type)}"
+                allowed = [way for way in ways if _within_limits(trial, way)]
+                if trial.budget and not allowed:
+                    _, position, option = ways[0]
+                    return f"{node.name}: {trial.budget.reason(trial.use(position, option))}"
                 trial = node.copy() if trial is node else trial
-                trial.change(*found)
+                trial.change(*allowed[0][1:])
         try:
             trial.arranged()
         except ArrangementError as error:
@@ -63,8 +67,12 @@ class Reasons:
         return ""
 
 
-def _best(node: Node, tables: Tables, wanted: int) -> tuple[int, Option] | None:
-    """The cheapest change that gives more of the type, whatever hulls need."""
+Way = tuple[int, int, Option]
+"""Cost, position of the GPU, and what it becomes."""
+
+
+def _ways(node: Node, tables: Tables, wanted: int) -> list[Way]:
+    """The changes that give more of the type, whatever hulls need; the cheapest first."""
     ways = [
         (option.cost, position, option)
         for position, options in enumerate(tables.of_node(node))
@@ -72,8 +80,11 @@ def _best(node: Node, tables: Tables, wanted: int) -> tuple[int, Option] | None:
         for option in options[1:]
         if option.supply[wanted] > options[0].supply[wanted]
     ]
-    best = min(ways, key=lambda way: way[:2], default=None)
-    return None if best is None else (best[1], best[2])
+    return sorted(ways, key=lambda way: way[:2])
+
+
+def _within_limits(node: Node, way: Way) -> bool:
+    return node.budget is None or node.budget.allows(node.use(*way[1:]))
 
 
 def _cooling(node: Node) -> str:
