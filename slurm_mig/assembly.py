@@ -23,11 +23,11 @@ from slurm_mig.adapters.store import FileStore
 from slurm_mig.adapters.system import RealClock
 from slurm_mig.adapters.wake import Wake
 from slurm_mig.config import GroupSettings, Settings
-from slurm_mig.core import publish, submit
+from slurm_mig.core import publish, submit, windows
 from slurm_mig.core.ownership import Claim
-from slurm_mig.core.planning.plan import Rules
+from slurm_mig.core.planning.rules import Rules
 from slurm_mig.core.planning.weights import Weights
-from slurm_mig.core.policy import Policy
+from slurm_mig.core.policy import GroupRules, Policy
 from slurm_mig.core.records import CycleReport, ManagedNode, NodeFacts
 from slurm_mig.enrolment import (
     Enrolment,
@@ -56,6 +56,28 @@ def planning_rules(settings: Settings) -> Rules:
         withhold_jobs=rules.withhold_jobs,
         excluded_users=frozenset(rules.exclude_users),
         excluded_partitions=frozenset(rules.exclude_partitions),
+    )
+
+
+def group_rules(group: GroupSettings) -> GroupRules:
+    """What a group of nodes has of its own."""
+    return GroupRules(
+        label=group.name or group.nodes,
+        reshape=group.reshape,
+        min_wait_s=group.min_wait_s,
+        cooldown_s=group.cooldown_s,
+        withhold_s=group.withhold_s,
+        fence_wait_s=group.fence_wait_s,
+        baseline_after_s=group.baseline_after_s,
+        windows=None if group.windows is None else tuple(map(windows.parse, group.windows)),
+        max_nodes=group.max_nodes_in_transition,
+        max_gpus=group.max_gpus_in_transition,
+        exclude_users=frozenset(group.exclude_users),
+        exclude_partitions=frozenset(group.exclude_partitions),
+        least=group.minimum,
+        most=group.maximum,
+        baseline=group.baseline,
+        free_for=group.free_for,
     )
 
 
@@ -99,6 +121,11 @@ class Assembly:
             register_s=rules.fence_deadline_s,
             caps_dir=self.settings.node.caps_dir,
             fence_wait_s=rules.fence_wait_s,
+            fence_waits={
+                name: own.fence_wait_s
+                for name, own in self.policy().of_group.items()
+                if own.fence_wait_s is not None
+            },
             quarantine_after_s=rules.quarantine_after_s,
         )
 
@@ -133,6 +160,7 @@ class Assembly:
         for group in self.settings.groups:
             for name in expand(group.nodes):
                 group_of.setdefault(name, group)
+        known = {id(group): group_rules(group) for group in self.settings.groups}
         return Policy(
             rules.min_wait_s,
             rules.cooldown_s,
@@ -141,12 +169,11 @@ class Assembly:
             rules.fence_wait_s,
             self.settings.slurm.reconfigure_interval_s if self.by_reconfigure else 0.0,
             frozenset(rules.reservations),
-            cooldowns={n: g.cooldown_s for n, g in group_of.items() if g.cooldown_s is not None},
             baseline_after_s=rules.baseline_after_s,
-            baselines_after={
-                n: g.baseline_after_s for n, g in group_of.items() if g.baseline_after_s is not None
-            },
-            left_alone=frozenset(n for n, g in group_of.items() if not g.reshape),
+            max_gpus=rules.max_gpus_in_transition,
+            windows=tuple(map(windows.parse, rules.windows)),
+            free_for=rules.free_for,
+            of_group={n: known[id(g)] for n, g in group_of.items()},
             repair=rules.repair == "auto",
             repairs={n: g.repair == "auto" for n, g in group_of.items() if g.repair},
             groups={n: g.name for n, g in group_of.items() if g.name},

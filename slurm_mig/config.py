@@ -19,6 +19,7 @@ from typing import Annotated, Any, TypeVar
 import yaml
 
 from slurm_mig.adapters import trust
+from slurm_mig.core import windows
 from slurm_mig.core.model import is_filler
 from slurm_mig.errors import ConfigError
 
@@ -129,6 +130,15 @@ def _placements(words: Sequence[str]) -> str:
     return f"has {bad[0]!r}: should be places such as 3g.20gb@4" if bad else ""
 
 
+def _window(texts: Sequence[str]) -> str:
+    for text in texts:
+        try:
+            windows.parse(text)
+        except ValueError as error:
+            return str(error)
+    return ""
+
+
 PROFILE = r"\d+g\.\d+gb([+-][a-z.]+)?"
 # No space: the slot map and Slurm's files are read word by word.
 FilePath = Annotated[str, _matches(r"/[!-~]*", "should be an absolute path without spaces")]
@@ -139,6 +149,10 @@ Seconds = Annotated[float, _between(0, 86400)]
 Name = Annotated[str, _matches(r"[^\s,]+", "should be one name")]
 Points = Annotated[int, _between(0, 1_000_000)]
 Deadline = Annotated[float, _above_zero(3600)]
+ProfileName = Annotated[str, _matches(PROFILE, "should be a MIG profile such as 3g.20gb")]
+Instances = Annotated[int, _between(0, 100_000)]
+Windows = Annotated[tuple[str, ...], Rule(_window)]
+FREE_FOR = ("waiting", "baseline")
 Profiles = Mapping[
     Annotated[str, _matches(PROFILE, "should be a MIG profile such as 3g.20gb")],
     Annotated[int, _between(1, 16)],
@@ -237,6 +251,19 @@ class GroupSettings:
     """Instead of the policy's."""
     outside: tuple[OutsideSettings, ...] = ()
     """What of these nodes' GPUs is not Slurm's."""
+    min_wait_s: Seconds | None = None
+    withhold_s: Seconds | None = None
+    fence_wait_s: Seconds | None = None
+    windows: Windows | None = None
+    free_for: Annotated[str, _one_of("", *FREE_FOR)] = ""
+    minimum: Mapping[ProfileName, Instances] = field(default_factory=dict)
+    """Instances that the group keeps, all its nodes together."""
+    maximum: Mapping[ProfileName, Instances] = field(default_factory=dict)
+    """Instances that it has at most."""
+    max_nodes_in_transition: Annotated[int, _between(0, 1000)] = 0
+    max_gpus_in_transition: Annotated[int, _between(0, 10000)] = 0
+    exclude_users: tuple[Name, ...] = ()
+    exclude_partitions: tuple[Name, ...] = ()
     name: Annotated[str, _matches(r"[\w.-]*", "should be one word")] = ""
     """What commands call it: `@name`. Several groups may share one."""
     repair: Annotated[str, _one_of("", "auto", "report")] = ""
@@ -283,6 +310,9 @@ class PolicySettings:
     min_wait_s: Seconds = 0.0
     cooldown_s: Seconds = 30.0
     max_nodes_in_transition: Annotated[int, _between(1, 1000)] = 1
+    max_gpus_in_transition: Annotated[int, _between(0, 10000)] = 0
+    windows: Windows = ()
+    free_for: Annotated[str, _one_of(*FREE_FOR)] = "waiting"
     repair: Annotated[str, _one_of("auto", "report")] = "auto"
     withhold_s: Seconds = 3600.0
     fence_wait_s: Seconds = 0.0

@@ -108,7 +108,8 @@ class Executor:
         return None
 
     def _begin(self, node: ManagedNode, change: NodeChange) -> Transaction:
-        ident = uuid.uuid4().hex[:8]
+        ident, limits = uuid.uuid4().hex[:8], self._at.limits
+        fence_s = limits.fence_waits.get(node.name, limits.fence_wait_s)
         return Transaction(
             id=ident,
             node=node.name,
@@ -117,9 +118,7 @@ class Executor:
             started=self._at.clock.now(),
             change=change,
             before=node.slots,
-            until=self._at.clock.now() + self._at.limits.fence_wait_s
-            if change.behind_fence
-            else 0.0,
+            until=self._at.clock.now() + fence_s if change.behind_fence else 0.0,
         )
 
     def repair(self, node: ManagedNode, why: str) -> Outcome:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from slurm_mig.core import ownership, publish, slots
 from slurm_mig.core.model import Gpu, Instance, NodeChange, Slots, SlurmNode, is_filler
@@ -42,6 +42,8 @@ class Limits:
     """How long a fence may wait for running jobs, where the plan asks for one that does."""
     quarantine_after_s: float = 600.0
     """How long cycles try to finish what does not succeed before a person is asked for."""
+    fence_waits: Mapping[str, float] = field(default_factory=dict)
+    """By node, instead of `fence_wait_s`."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import logging
 import uuid
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from slurm_mig.core import (
     conditions,
@@ -190,22 +191,28 @@ class Reconciler:
         now, since, managed = self._clock.now(), self._unserved_since(), self._store.managed()
         rules = replace(self._rules, paused=self._paused())
         waiting = [
-            replace(r, patience=self._patience(r.job_id, seen, _unserved_s(since, r.job_id, now)))
+            self._patient(r, seen, _unserved_s(since, r.job_id, now))
             for r in demand.waiting(seen.requests)
         ]
+        later = [r for r in seen.requests if r.job_id in demand.blocked(seen.requests)]
         preempting = demand.by_preemption(waiting, seen.views, now)
         waiting = [r for r in waiting if r.job_id not in preempting]
-        baselines = {name: node.baselines for name, node in managed.items()}
-        wanted = planner.plan(seen.views, waiting, baselines, rules.rules(managed, now), now)
-        plan = policy.review(wanted, waiting, managed, rules, now)
+        baselines = rules.baselines(managed, seen.views)
+        limits = rules.rules(managed, now, _week_s(now))
+        wanted = planner.plan(seen.views, waiting, baselines.layouts, limits, now, later)
+        wanted = replace(wanted, notes=(*wanted.notes, *baselines.notes))
+        plan = policy.review(wanted, waiting, managed, rules, now, since)
         left = (Refusal(job, reason) for job, reason in preempting.items())
         return replace(plan, refusals=(*plan.refusals, *left))
 
-    def _patience(self, job: int, seen: Observation, unserved_s: float) -> Patience:
-        """A job that a fence waits for already gets no other place."""
+    def _patient(self, request: JobRequest, seen: Observation, unserved_s: float) -> JobRequest:
+        """With what may be done for it; one that a fence waits for already gets no other place."""
         fenced = {j for t in seen.transactions.values() if t.is_open and t.waits
                   for j in t.change.serves}  # fmt: skip
-        return Patience.NONE if job in fenced else self._rules.patience(unserved_s)
+        if request.job_id in fenced:
+            return replace(request, patience=Patience.NONE, unserved_s=-1.0)
+        patience = self._rules.patience(unserved_s)
+        return replace(request, patience=patience, unserved_s=unserved_s)
 
     def _unserved_since(self) -> Mapping[int, float]:
         report = self._store.report()
@@ -282,6 +289,13 @@ class Reconciler:
 def _unserved_s(since: Mapping[int, float], job: int, now: float) -> float:
     """How long a job has waited unserved; 0 for one that is new, or the clock was set back."""
     return max(0.0, now - since.get(job, now))
+
+
+def _week_s(now: float) -> float:
+    """Seconds since Monday 00:00 on this host's clock."""
+    here = datetime.fromtimestamp(now).astimezone()
+    midnight = here.replace(hour=0, minute=0, second=0, microsecond=0)
+    return here.weekday() * 86400 + (here - midnight).total_seconds()
 
 
 def _disagreement(managed: ManagedNode, shown: SlurmNode) -> str:

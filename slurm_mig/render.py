@@ -212,6 +212,7 @@ def plan_text(plan: Plan, views: Sequence[NodeView], width: int = 100) -> str:
     if plan.startable:
         lines.append(f"Can start as it is: job {', '.join(map(str, plan.startable))}")
     lines += [f"Waits: {r.wants or r.job_id}: {r.reason}" for r in plan.refusals]
+    lines += [f"Note: {note}" for note in plan.notes]
     lines += _quality_lines(plan)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -340,6 +341,7 @@ def plan_json(plan: Plan, views: Sequence[NodeView]) -> dict[str, Any]:
             for change in plan.changes
         ],
         "startable": list(plan.startable),
+        "notes": list(plan.notes),
         "refusals": [
             {"job": r.job_id, "wants": r.wants, "reason": r.reason} for r in plan.refusals
         ],

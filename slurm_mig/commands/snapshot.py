@@ -49,7 +49,8 @@ def hypothetical(
 
     Raises ConfigError for a file that cannot be read or does not hold what it should.
     """
-    from slurm_mig.core.planning.plan import Rules, plan
+    from slurm_mig.core.planning.plan import plan
+    from slurm_mig.core.planning.rules import Rules
 
     rules = Rules()
     if config_path is not None:

@@ -379,6 +379,8 @@ class JobRequest:
     submit_time: int = 0
     reason: str = ""
     patience: Patience = Patience.WITHHOLD
+    unserved_s: float = 0.0
+    """How long it has been seen waiting for more than there is; -1 where a fence waits for it."""
     account: str = ""
     het_job: int = 0
     """The heterogeneous job that this is a component of: all start together. 0: none."""

@@ -132,7 +132,7 @@ def wait_for(
     chosen = goals[: request.nodes]
     for goal in chosen:
         if request.patience is Patience.FENCE:
-            if goal.draft.untouched:
+            if drafts[goal.node].untouched:
                 fences[goal.node] = withhold.fence(goal, request)
         else:
             drafts[goal.node] = goal.draft

@@ -74,6 +74,19 @@ class _Part:
         return (not self.known, ends, len(self.idle), -self.gpu.index, start)
 
 
+def patience(unserved_s: float, withhold_s: float, fence_wait_s: float) -> Patience:
+    """What may be done for a job that could not be served for this long.
+
+    Instances are withheld; if others took every slot that became free all the while, the node
+    is fenced; then, lest one job keep a node for ever, nothing is done for as long again.
+    """
+    period = 2 * (withhold_s + fence_wait_s)
+    at = unserved_s % period if period else 0.0
+    if at < withhold_s:
+        return Patience.WITHHOLD
+    return Patience.FENCE if at < withhold_s + fence_wait_s else Patience.NONE
+
+
 def goals(drafts: Mapping[str, NodeDraft], request: JobRequest) -> list[Goal]:
     """A goal for each node that the job can run on once others have ended, the best first."""
     found = []

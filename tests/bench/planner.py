@@ -34,9 +34,11 @@ from slurm_mig.core import demand, geometry, planner
 from slurm_mig.core.model import Gpu, GpuChange, Layout, NodeView, Plan
 from slurm_mig.core.planning import highs
 from slurm_mig.core.planning.classes import Problem, problem
-from slurm_mig.core.planning.fleet import Draft, Fleet
+from slurm_mig.core.planning.fleet import Fleet
+from slurm_mig.core.planning.gpudraft import Draft
 from slurm_mig.core.planning.placing import Places
-from slurm_mig.core.planning.plan import Rules, plan
+from slurm_mig.core.planning.plan import plan
+from slurm_mig.core.planning.rules import Rules
 from slurm_mig.core.planning.units import Pools, Unit, pools_of, units_of
 from slurm_mig.core.planning.weights import Weights
 from tests.bench.claims import Claim, show

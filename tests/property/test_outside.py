@@ -9,7 +9,8 @@ from dataclasses import replace
 from slurm_mig.core import geometry, ownership
 from slurm_mig.core.model import Layout, NodeView, Patience, Place, Plan
 from slurm_mig.core.ownership import Outside
-from slurm_mig.core.planning.plan import Rules, plan
+from slurm_mig.core.planning.plan import plan
+from slurm_mig.core.planning.rules import Rules
 from tests.property.test_programme import random_case
 from tests.unit.builders import node
 

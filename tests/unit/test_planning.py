@@ -11,7 +11,8 @@ import pytest
 
 from slurm_mig.core import snapshot
 from slurm_mig.core.model import Allocation, JobRequest, NodeView, Plan
-from slurm_mig.core.planning.plan import Rules, plan
+from slurm_mig.core.planning.plan import plan
+from slurm_mig.core.planning.rules import Rules
 from slurm_mig.core.planning.weights import Weights
 from slurm_mig.core.policy import Policy, review
 from slurm_mig.core.records import ManagedNode

@@ -17,7 +17,8 @@ from collections.abc import Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from slurm_mig.core.model import JobRequest
-from slurm_mig.core.planning.fleet import Draft, Fleet, Node
+from slurm_mig.core.planning.fleet import Fleet, Node
+from slurm_mig.core.planning.gpudraft import Draft
 from slurm_mig.core.planning.limits import Key
 from slurm_mig.core.planning.options import Offer, Option, OptionTable, State
 from slurm_mig.core.planning.programme import GpuClass, Group, Part, Programme

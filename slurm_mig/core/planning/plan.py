@@ -13,9 +13,9 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
 
-from slurm_mig.core import geometry, planner
+from slurm_mig.core import geometry, planner, withhold
 from slurm_mig.core.draft import NodeDraft, never
 from slurm_mig.core.model import (
     Gpu,
@@ -27,15 +27,15 @@ from slurm_mig.core.model import (
     Plan,
     Quality,
     Refusal,
-    is_filler,
 )
 from slurm_mig.core.planning import highs, reasons
 from slurm_mig.core.planning.classes import CLOSE, problem
 from slurm_mig.core.planning.filling import fill, waiting_mix
 from slurm_mig.core.planning.fleet import Fleet, Node, uses
-from slurm_mig.core.planning.limits import Limits
+from slurm_mig.core.planning.looks import ending, urgency, where
 from slurm_mig.core.planning.placing import Places
 from slurm_mig.core.planning.programme import Programme, Solution
+from slurm_mig.core.planning.rules import Rules
 from slurm_mig.core.planning.stage import Staged, Task, stage
 from slurm_mig.core.planning.units import (
     Pools,
@@ -45,7 +45,6 @@ from slurm_mig.core.planning.units import (
     slices_of,
     units_of,
 )
-from slurm_mig.core.planning.weights import Weights
 from slurm_mig.errors import ArrangementError
 
 LOOKED_AT = 4
@@ -53,34 +52,6 @@ LOOKED_AT = 4
 
 EXPLAINED = 200
 """So many times a node is looked at for reasons; then jobs that wait are only counted."""
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What the site wants of a plan."""
-
-    weights: Weights = field(default_factory=Weights)
-    time_limit_s: float = 10.0
-    """For the programme; what is found by then is taken, with its gap."""
-    soon_s: float = 0.0
-    """A job that running jobs make room for within so long, by their time limits, is no demand."""
-    per_user: int = 0
-    """How many jobs of one user may cause changes at a time; 0: any number."""
-    per_account: int = 0
-    withhold_jobs: int = 4
-    """For how many waiting jobs instances may be withheld, or a node fenced, at a time."""
-    frozen: Mapping[str, str] = field(default_factory=dict)
-    """Nodes on which nothing may change now, and why. What is free there still counts."""
-    frozen_gpus: Mapping[tuple[str, int], str] = field(default_factory=dict)
-    """The same for single GPUs, by node and index."""
-    limits: Mapping[str, Limits] = field(default_factory=dict)
-    """By node, its group's least and most of profiles; the same object for all of a group."""
-    only_baseline: frozenset[str] = frozenset()
-    """Nodes on which room that is left is the baseline's, whatever waits."""
-    to_baseline: frozenset[tuple[str, int]] = frozenset()
-    """GPUs that get their baseline back if nobody uses them or waits for what they are."""
-    excluded_users: frozenset[str] = frozenset()
-    excluded_partitions: frozenset[str] = frozenset()
 
 
 def plan(
@@ -170,6 +141,9 @@ class _Planning:
         demand = self._capped(
             self._not_soon([unit for unit in units if id(unit) not in started], pools)
         )
+        demand = self._apart(demand)
+        if self._rules.barred:
+            pools = self._pools = pools_of(self._fleet, demand)
         staged, quality = self._best(demand, pools)
         self._fleet = staged.fleet
         self._fill(staged, [*later, *(r for u in units for r in u.requests)], startable)
@@ -184,7 +158,7 @@ class _Planning:
         order: dict[int, int] = {}
         for n, request in enumerate(self._requests):
             order.setdefault(request.job_id, n)
-        changes.sort(key=lambda change: _urgency(change, order))
+        changes.sort(key=lambda change: urgency(change, order))
         return Plan(
             tuple(changes),
             tuple(self._refusals.values()),
@@ -207,8 +181,13 @@ class _Planning:
             for job in w.jobs
         }
         for request in self._requests:
-            names = holding.get(request.job_id)
-            if not names or request.patience is not Patience.WITHHOLD or request.het_job:
+            names = [
+                name
+                for name in holding.get(request.job_id, ())
+                if self._patience(name, request) is Patience.WITHHOLD
+                and not self._barred(name, request)
+            ]
+            if not names or request.het_job:
                 continue
             here = {name: self._drafts[name] for name in names if not self._frozen(name)}
             able = here and planner.reshape_for(here, request) is None
@@ -219,7 +198,7 @@ class _Planning:
                 if request.tasks == 1:
                     self._given.add(request.job_id)
             else:
-                self._held[request.job_id] = planner.wait_for(self._drafts, request, self._fences)
+                self._held[request.job_id] = self._keep(list(self._drafts), request)
 
     def _within_limits(self, changed: Mapping[str, NodeDraft]) -> bool:
         """Do the groups' limits allow these drafts, beside what was decided before?"""
@@ -253,11 +232,11 @@ class _Planning:
         if not self._rules.soon_s:
             return list(units)
         until = self._now + self._rules.soon_s
-        soon = [_ending(node, until) for node in self._fleet.nodes]
+        soon = [ending(node, until) for node in self._fleet.nodes]
         kept = []
         for unit in units:
             request = unit.requests[0]
-            at = None if unit.several else _where(unit.sizes[0], pools, self._fleet, soon)
+            at = None if unit.several else where(unit.sizes[0], pools, self._fleet, soon)
             if at is None:
                 kept.append(unit)
                 continue
@@ -338,9 +317,11 @@ class _Planning:
     def _explain(self, left: Sequence[Unit]) -> None:
         """Why each job gets nothing, and what is withheld for it until it can."""
         known: dict[tuple[Size, ...], str] = {}
-        order = {id(r): n for n, r in enumerate(self._requests)}
+        order: dict[int, int] = {}
+        for n, asked in enumerate(self._requests):
+            order.setdefault(asked.job_id, n)
         waiting = len(self._held)
-        for unit in sorted(left, key=lambda u: order[id(u.requests[0])]):
+        for unit in sorted(left, key=lambda u: order[u.job_id]):
             request = unit.requests[0]
             if request.job_id in self._refusals:
                 continue
@@ -368,7 +349,7 @@ class _Planning:
             self._looks -= len(names)
             for name in names:
                 draft, node = self._drafts[name], self._nodes.get(name)
-                why = (
+                why = self._barred(name, request) or (
                     self._why.on_node(node, draft, request, self._frozen(name))
                     if node
                     else never(draft.view, request)
@@ -394,10 +375,54 @@ class _Planning:
 
     def _wait(self, size: Size, request: JobRequest) -> str:
         """Withhold for the job where it can run first, or fence; why it waits."""
-        nearby = {n: self._drafts[n] for n in self._near(size) if not self._frozen(n)}
-        waits = planner.wait_for(nearby, request, self._fences)
-        self._drafts.update(nearby)
-        return waits
+        return self._keep([n for n in self._near(size) if not self._frozen(n)], request)
+
+    def _keep(self, names: Sequence[str], request: JobRequest) -> str:
+        """The same among these nodes, each as patient as its group is."""
+        for patience in (Patience.WITHHOLD, Patience.FENCE):
+            nearby = {
+                n: self._drafts[n]
+                for n in names
+                if self._patience(n, request) is patience and not self._barred(n, request)
+            }
+            waits = planner.wait_for(nearby, replace(request, patience=patience), self._fences)
+            if waits:
+                self._drafts.update(nearby)
+                return waits
+        return ""
+
+    def _patience(self, name: str, request: JobRequest) -> Patience:
+        own = self._rules.patience.get(name)
+        if own is None or request.unserved_s < 0:
+            return request.patience
+        return withhold.patience(request.unserved_s, *own)
+
+    def _barred(self, name: str, request: JobRequest) -> str:
+        """Why the job may cause no change on the node, where its group says so."""
+        users, partitions = self._rules.barred.get(name, ((), ()))
+        if request.user in users:
+            return f"{name}: policy: jobs of user {request.user} cause no reshape"
+        if request.partition in partitions:
+            return f"{name}: policy: jobs of partition {request.partition} cause no reshape"
+        return ""
+
+    def _apart(self, units: Sequence[Unit]) -> list[Unit]:
+        """The units without the nodes on which they may cause no change."""
+        if not self._rules.barred:
+            return list(units)
+        requests = [
+            replace(
+                r,
+                tasks=1,
+                excluded_nodes=r.excluded_nodes
+                | {name for name in self._rules.barred if self._barred(name, r)},
+            )
+            for unit in units
+            for r in unit.requests
+        ]
+        again = units_of(requests, self._fleet, self._rules.weights)
+        values = {id(unit): value.value for unit, value in zip(again, units, strict=True)}
+        return [replace(unit, value=values[id(unit)]) for unit in again]
 
     def _refuse(self, unit: Unit, reason: str) -> None:
         for request in unit.requests:
@@ -444,31 +469,3 @@ class _Planning:
         if draft.untouched and not draft.view.withheld:
             return None
         return planner.change_of(draft)
-
-
-def _urgency(change: NodeChange, order: Mapping[int, int]) -> int:
-    """The place in the queue of the first job that a change is for: it goes first."""
-    jobs = {*change.serves, *(job for held in change.withheld for job in held.jobs)}
-    return min((order[job] for job in jobs if job in order), default=len(order))
-
-
-def _ending(node: Node, until: float) -> Counter[str]:
-    """Devices of a node that jobs will have left by then, by type."""
-    return Counter(
-        node.view.slots[index].type
-        for allocation in node.view.slurm.allocations
-        if 0 < allocation.end_time <= until
-        for index in allocation.indexes
-        if index < len(node.view.slots) and not is_filler(node.view.slots[index].type)
-    )
-
-
-def _where(size: Size, pools: Pools, fleet: Fleet, soon: Sequence[Counter[str]]) -> int | None:
-    """A node on which the job can start when what ends soon has ended."""
-    for pool in pools.eligible(size):
-        for at in pools.nodes[pool]:
-            if any(soon[at].values()) and all(
-                soon[at][t] + len(fleet.nodes[at].free.get(t, ())) >= n for t, n in size.gpus
-            ):
-                return at
-    return None

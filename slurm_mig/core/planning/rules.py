@@ -1,0 +1,42 @@
+"""What the site wants of a plan, as values: made by `policy.Policy.rules`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from slurm_mig.core.planning.limits import Limits
+from slurm_mig.core.planning.weights import Weights
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the site wants of a plan."""
+
+    weights: Weights = field(default_factory=Weights)
+    time_limit_s: float = 10.0
+    """For the programme; what is found by then is taken, with its gap."""
+    soon_s: float = 0.0
+    """A job that running jobs make room for within so long, by their time limits, is no demand."""
+    per_user: int = 0
+    """How many jobs of one user may cause changes at a time; 0: any number."""
+    per_account: int = 0
+    withhold_jobs: int = 4
+    """For how many waiting jobs instances may be withheld, or a node fenced, at a time."""
+    frozen: Mapping[str, str] = field(default_factory=dict)
+    """Nodes on which nothing may change now, and why. What is free there still counts."""
+    frozen_gpus: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    """The same for single GPUs, by node and index."""
+    limits: Mapping[str, Limits] = field(default_factory=dict)
+    """By node, its group's least and most of profiles; the same object for all of a group."""
+    only_baseline: frozenset[str] = frozenset()
+    """Nodes on which room that is left is the baseline's, whatever waits."""
+    patience: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """By node, where its group has its own: for how long instances may be withheld there, and how
+    long a fence may then wait, in seconds."""
+    barred: Mapping[str, tuple[frozenset[str], frozenset[str]]] = field(default_factory=dict)
+    """By node: users and partitions whose jobs cause no change there."""
+    to_baseline: frozenset[tuple[str, int]] = frozenset()
+    """GPUs that get their baseline back if nobody uses them or waits for what they are."""
+    excluded_users: frozenset[str] = frozenset()
+    excluded_partitions: frozenset[str] = frozenset()
