@@ -227,6 +227,9 @@ def _quality_lines(plan: Plan) -> list[str]:
         f"Worth {found.worth} points, costs {found.cost}: {found.value} of at most {found.bound} "
         f"(gap {found.gap:.1%}; {proof})"
     ]
+    if found.terms:
+        paid = ", ".join(f"{words} {points}" for words, points in found.terms)
+        lines.append(f"The costs: {paid}")
     if found.refused_by_hulls:
         lines.append(f"Layouts that running jobs' slots did not allow: {found.refused_by_hulls}")
     return lines
@@ -354,6 +357,7 @@ def plan_json(plan: Plan, views: Sequence[NodeView]) -> dict[str, Any]:
             "proven": quality.proven,
             "worth": quality.worth,
             "cost": quality.cost,
+            "terms": dict(quality.terms),
             "classes": quality.classes,
             "gpus": quality.gpus,
             "refused_by_hulls": quality.refused_by_hulls,

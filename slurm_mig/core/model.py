@@ -466,6 +466,8 @@ class Quality:
     """What the served jobs are worth."""
     cost: int = 0
     """What the changes cost."""
+    terms: tuple[tuple[str, int], ...] = ()
+    """The cost by term, as (words, points)."""
     classes: int = 0
     gpus: int = 0
     refused_by_hulls: int = 0

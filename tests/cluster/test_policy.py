@@ -1,5 +1,5 @@
-"""The site's rules for a node group, on a running cluster: what is refused is said in the plan, in the
-status and by the cycle."""
+"""The site's rules for a node group, on a running cluster: what is refused is said by `plan`, by
+`status` and by the cycle."""
 
 from __future__ import annotations
 

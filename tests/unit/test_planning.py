@@ -219,3 +219,38 @@ def test_weights_are_the_sites() -> None:
 def test_the_same_question_gets_the_same_answer() -> None:
     given = sample(80, 150, seed=random.Random(1).randrange(100))
     assert plan(given.views, given.requests) == plan(given.views, given.requests)
+
+
+def test_a_job_more_never_makes_the_plan_worth_less() -> None:
+    """One that starts as it is apart: Slurm gives it what is idle, whatever the plan would do."""
+    compared = 0
+    for seed in range(90):
+        views, baselines, requests = random_case(seed)
+        before = value(plan(views, requests, baselines))
+        more = [*requests, job(99, {"2g.10gb": 1}, partition="all", priority=0)]
+        made = plan(views, more, baselines)
+        if 99 not in made.startable:
+            compared += 1
+            assert value(made) >= before, seed
+    assert compared > 45
+
+
+def test_the_costs_are_told_by_what_is_paid_for() -> None:
+    for seed in range(60):
+        made = plan(*random_case(seed)[::2], random_case(seed)[1])
+        assert made.quality is not None
+        assert sum(points for _, points in made.quality.terms) == made.quality.cost, seed
+
+
+def test_what_the_planner_believes_of_slots_is_what_can_be_arranged() -> None:
+    """It counts devices by type; the slots are then arranged device by device."""
+    for seed in range(300):
+        views, baselines, requests = random_case(seed)
+        made = plan(views, requests, baselines)
+        jobs = {r.job_id for r in requests} - {r.job_id for r in made.refusals}
+        given = {j for change in made.changes for j in change.serves}
+        assert jobs == given | set(made.startable), seed
+        for change in made.changes:
+            view = next(v for v in views if v.name == change.node)
+            for index in view.busy:
+                assert change.slots[index].key == view.slots[index].key, seed

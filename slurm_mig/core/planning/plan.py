@@ -299,6 +299,7 @@ class _Planning:
             bound.gap == 0,
             worth,
             worth - best.value,
+            best.terms(weights),
             len(coarse.programme.classes),
             gpus,
             best.refused_by_hulls,

@@ -45,6 +45,26 @@ class Staged:
         costs = (d.target.cost for node in self.fleet.nodes for d in node.drafts if d.target)
         return sum(unit.value for unit in self.served) - sum(costs)
 
+    def terms(self, weights: Weights) -> tuple[tuple[str, int], ...]:
+        """What the changes cost, by what is paid for."""
+        changed = [d for node in self.fleet.nodes for d in node.drafts if d.target]
+        options = [d.target for d in changed if d.target]
+        created = sum(option.created.bit_count() for option in options)
+        destroyed = sum(option.destroyed.bit_count() for option in options)
+        switched = [d for d in changed if d.mig_after != d.gpu.mig]
+        resets = sum(d.gpu.mode_needs_reset for d in switched)
+        found = [
+            (f"{len(options)} GPU(s) change", weights.publish * len(options)),
+            (f"{created} created", weights.create * created),
+            (f"{destroyed} destroyed", weights.destroy * destroyed),
+            (f"{len(switched)} mode change(s)", weights.mode * len(switched)),
+            (f"{resets} reset(s)", weights.reset * resets),
+        ]
+        paid = sum(points for _, points in found)
+        rest = sum(option.cost for option in options) - paid
+        found.append(("room and baseline", rest))
+        return tuple((words, points) for words, points in found if points)
+
 
 @dataclass(frozen=True)
 class Task:
