@@ -194,7 +194,8 @@ class Reconciler:
             self._patient(r, seen, _unserved_s(since, r.job_id, now))
             for r in demand.waiting(seen.requests)
         ]
-        later = [r for r in seen.requests if r.job_id in demand.blocked(seen.requests)]
+        blocked = demand.blocked(seen.requests)
+        later = [r for r in seen.requests if r.job_id in blocked]
         preempting = demand.by_preemption(waiting, seen.views, now)
         waiting = [r for r in waiting if r.job_id not in preempting]
         baselines = rules.baselines(managed, seen.views)

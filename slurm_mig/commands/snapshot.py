@@ -63,8 +63,9 @@ def hypothetical(
         name: {gpu: frozenset(layout) for gpu, layout in layouts.items()}
         for name, layouts in nodes.baselines.items()
     }
-    waiting = demand.waiting(jobs.jobs)
-    return plan(nodes.nodes, waiting, baselines, rules, nodes.time), nodes.nodes
+    waiting, blocked = demand.waiting(jobs.jobs), demand.blocked(jobs.jobs)
+    later = [r for r in jobs.jobs if r.job_id in blocked]
+    return plan(nodes.nodes, waiting, baselines, rules, nodes.time, later), nodes.nodes
 
 
 def _read(path: Path) -> Any:
