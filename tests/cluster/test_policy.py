@@ -12,7 +12,10 @@ from slurm_mig.core.windows import DAYS
 from tests.testbed.cluster import A100, NodeSpec
 from tests.testbed.product import CONFIGURATION, ManagedCluster
 
-GROUP = CONFIGURATION + "groups:\n  - {{nodes: a100-1, name: front, {}}}\n"
+
+def group(rules: str) -> str:
+    """The configuration with these keys for the node's group."""
+    return CONFIGURATION + f"groups:\n  - {{nodes: a100-1, name: front, {rules}}}\n"
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,7 @@ def refused(cluster: ManagedCluster, words: str) -> None:
 
 
 def test_a_minimum_and_a_maximum(site: ManagedCluster) -> None:
-    site.configure(GROUP.format("minimum: {1g.5gb: 3}, maximum: {3g.20gb: 1}"))
+    site.configure(group("minimum: {1g.5gb: 3}, maximum: {3g.20gb: 1}"))
     wants = site.submit("sleep 0.2", "--gres=gpu:7g.40gb:1")
     refused(site, "group front keeps at least 3 1g.5gb, and has 7")
     site.run("scancel", str(wants))
@@ -58,18 +61,18 @@ def test_a_minimum_and_a_maximum(site: ManagedCluster) -> None:
 
 def test_a_window_and_an_excluded_user(site: ManagedCluster) -> None:
     other_day = DAYS[(time.localtime().tm_wday + 3) % 7]
-    site.configure(GROUP.format(f"windows: [{other_day}]"))
+    site.configure(group(f"windows: [{other_day}]"))
     wants = site.submit("sleep 0.2", "--gres=gpu:7g.40gb:1")
     refused(site, f"a100-1: reshapes only {other_day}: again in")
-    site.configure(GROUP.format("exclude_users: [alice]"))
+    site.configure(group("exclude_users: [alice]"))
     refused(site, "a100-1: policy: jobs of user alice cause no reshape")
-    site.configure(GROUP.format("windows: []"))
+    site.configure(group("windows: []"))
     site.slurm_mig("reconcile")
     site.wait_job(wants, "COMPLETED", "RUNNING")
 
 
 def test_an_idle_gpu_gets_its_groups_baseline(site: ManagedCluster) -> None:
-    site.configure(GROUP.format("baseline: {3g.20gb: 1, 2g.10gb: 2}, baseline_after_s: 1"))
+    site.configure(group("baseline: {3g.20gb: 1, 2g.10gb: 2}, baseline_after_s: 1"))
     time.sleep(1)
     said = site.slurm_mig("reconcile").stdout
     assert "a100-1: reshaped" in said, said
