@@ -258,7 +258,22 @@ class LocalFiles(ManagedFiles):
         self._settings = settings
 
     def besides(self, nodes: Sequence[ManagedNode]) -> dict[Path, str]:
-        return {Path(self._settings.slurm.managed_dir) / "submit.lua": self._submit_table(nodes)}
+        return {self._submit_file: self._submit_table(nodes)}
+
+    def write(self, nodes: Sequence[ManagedNode]) -> None:
+        """With the submit plugin's table, where a reshape has made or undone a split."""
+        super().write(nodes)
+        try:
+            table = self._submit_file.read_text()
+        except FileNotFoundError:
+            table = ""
+        if not submit.knows_parts(table, nodes):
+            self._submit_file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            write_atomic(self._submit_file, self._submit_table(nodes))
+
+    @property
+    def _submit_file(self) -> Path:
+        return Path(self._settings.slurm.managed_dir) / "submit.lua"
 
     def _submit_table(self, managed: Sequence[ManagedNode]) -> str:
         """What the submit plugin knows: the rules, and what each partition can ever have."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from slurm_mig.core import conditions, drift, geometry, ownership, slots
-from slurm_mig.core.model import Gpu, SlurmNode, is_filler
+from slurm_mig.core.model import Gpu, Instance, SlurmNode, is_filler
 from slurm_mig.core.records import ManagedNode, NodeFacts
 from slurm_mig.errors import BusyError, ConfigError, SlurmMigError, UnreachableError, UsageError
 from slurm_mig.noderun import REASON
@@ -171,6 +171,7 @@ def managed_node(
         other_gres=_other_gres(definition.get("Gres") or ""),
         most=most,
         outside=outside,
+        part_types=tuple(sorted(slots.part_types(p for gpu in cut for p in gpu.profiles))),
     )
 
 
@@ -185,16 +186,29 @@ def _refuse_unusual(name: str, gpus: Sequence[Gpu]) -> None:
         if gpu.owner:
             continue
         for instance in gpu.instances:
-            if instance.compute_instances != 1 and not instance.owner:
+            if instance.owner:
+                continue
+            if not instance.compute_instances:
                 raise ConfigError(
-                    f"{name} GPU {gpu.index}: {instance.placement} has "
-                    f"{instance.compute_instances} compute instances; one is supported",
+                    f"{name} GPU {gpu.index}: {instance.placement} has no compute instance",
                     hint="Destroy that GPU instance first; nothing was changed.",
+                )
+            if not _comes_back(instance):
+                raise ConfigError(
+                    f"{name} GPU {gpu.index}: the compute instances of {instance.placement} would "
+                    "come back with other ids after a boot; nothing was changed",
+                    hint="Destroy that GPU instance, and make it with `slurm-mig apply`.",
                 )
         if gpu.mig != gpu.mig_pending:
             raise ConfigError(
                 f"{name} GPU {gpu.index}: a MIG mode change is pending; reset the GPU first"
             )
+
+
+def _comes_back(instance: Instance) -> bool:
+    """True if the same compute instances, made again widest first, have the same ids."""
+    made = [(c.ci, c.slices) for c in instance.computes]
+    return made == list(enumerate(sorted((c.slices for c in instance.computes), reverse=True)))
 
 
 def _whole_types(

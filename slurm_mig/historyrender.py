@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from slurm_mig.core.layouts import steps
 from slurm_mig.core.purpose import purpose
 from slurm_mig.core.records import Event, Phase, Transaction
 from slurm_mig.render import local_time, part_json
@@ -20,7 +21,7 @@ def history_text(entry: Transaction | Event) -> str:
         f"({entry.id}{plan})"
     ]
     for part in entry.change.gpus:
-        signs = [f"-{p}" for p in part.destroyed] + [f"+{p}" for p in part.created]
+        signs = [f"{sign}{what}" for sign, what in steps(part)]
         lines.append(f"    gpu{part.gpu} {' '.join(signs) or f'MIG {_on(part.mig)}'}")
     if entry.seconds:
         lines.append("    " + ", ".join(f"{step} {s:.2f} s" for step, s in entry.seconds.items()))

@@ -32,6 +32,7 @@ from slurm_mig.adapters import system
 from slurm_mig.core import slotmap
 from slurm_mig.core.model import Gpu
 from slurm_mig.core.slotmap import Slot, SlotMap
+from slurm_mig.core.slots import instance_devices
 from slurm_mig.errors import Exit, SlurmMigError
 
 log = logging.getLogger(__name__)
@@ -319,8 +320,7 @@ def refresh_marks(run: Path, gpus: Sequence[Gpu]) -> None:
             if mark.name not in uuids:
                 mark.unlink()
         for slot in known.devices.values():
-            pids = [i.pids for g in gpus for i in g.instances if i.uuid == slot.uuid]
-            pids += [g.pids for g in gpus if not g.mig and g.uuid == slot.uuid]
+            pids = [i.pids for g in gpus for i in _all_devices(g) if i.uuid == slot.uuid]
             free = bool(pids) and not any(pids)
             if not node.is_clean(slot):
                 node.mark(slot).write_text("clean\n" if free else "")
@@ -343,13 +343,30 @@ def refresh_job_map(run: Path) -> None:
 
 def _device(index: int, slot: Slot, gpus: Sequence[Gpu]) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Device files and processes of a slot, by the driver's word."""
-    for gpu in gpus:
-        if not gpu.mig and gpu.uuid == slot.uuid:
-            return (gpu.file,), gpu.pids
-        for instance in gpu.instances:
-            if instance.uuid == slot.uuid:
-                return instance.files, instance.pids
+    for device in (device for gpu in gpus for device in _all_devices(gpu)):
+        if device.uuid == slot.uuid:
+            return device.files, device.pids
     raise SlurmMigError(f"slot {index} ({slot.type} {slot.uuid}) does not exist")
+
+
+@dataclass(frozen=True)
+class _Device:
+    """A device by the driver's word."""
+
+    uuid: str
+    files: tuple[str, ...]
+    pids: tuple[int, ...]
+
+
+def _all_devices(gpu: Gpu) -> Iterator[_Device]:
+    """What of a GPU can be a slot: itself, its instances, or the parts of a split one."""
+    if not gpu.mig:
+        yield _Device(gpu.uuid, (gpu.file,), gpu.pids)
+    for instance in gpu.instances:
+        parts = tuple(instance.parts.values())
+        for n, device in enumerate(instance_devices(gpu.index, instance)):
+            pids = parts[n].pids if parts else instance.pids
+            yield _Device(device.uuid, device.files, pids)
 
 
 def _is_device(path: str) -> bool:
@@ -360,8 +377,9 @@ def _is_device(path: str) -> bool:
 
 
 def _own(slot: Slot, uid: int, mode: int) -> None:
-    """The slot's capability files are this user's, with this mode."""
-    for file in slot.files:
+    """The slot's capability files are this user's, with this mode. Parts share the file of their
+    GPU instance: theirs alone is the compute instance's."""
+    for file in slot.files[-1:] if slot.is_part else slot.files:
         if "/nvidia-cap" in file:
             try:
                 os.chown(file, uid, -1)

@@ -15,7 +15,15 @@ from slurm_mig import gpurender
 from slurm_mig.core.codec import decode, encode
 from slurm_mig.core.draft import NodeDraft
 from slurm_mig.core.layouts import LayoutChange, Wanted, change
-from slurm_mig.core.model import Gpu, GpuChange, Layout, NodeChange, NodeCondition, NodeView
+from slurm_mig.core.model import (
+    Gpu,
+    GpuChange,
+    Layout,
+    NodeChange,
+    NodeCondition,
+    NodeView,
+    Split,
+)
 from slurm_mig.core.records import Phase
 from slurm_mig.errors import BusyError, Exit, SlurmMigError
 from slurm_mig.gpuverbs import Answer, Request
@@ -95,7 +103,7 @@ def planned(view: NodeView, wanted: Mapping[int, Wanted]) -> tuple[LayoutChange,
 
 
 def _busy(view: NodeView, gpu: Gpu) -> Layout:
-    places = (view.slots[i].key for i in view.busy if i < len(view.slots))
+    places = (view.slots[i].home for i in view.busy if i < len(view.slots))
     return gpu.foreign | {p for index, p in places if index == gpu.index and p is not None}
 
 
@@ -121,7 +129,7 @@ def _who(view: NodeView, gpu: int, placement: object) -> str:
         f"job {a.job_id}"
         for a in view.slurm.allocations
         for i in a.indexes
-        if i < len(view.slots) and view.slots[i].key == (gpu, placement)
+        if i < len(view.slots) and view.slots[i].home == (gpu, placement)
     ]
     pids = [
         f"process {pid}"
@@ -140,12 +148,6 @@ def _who(view: NodeView, gpu: int, placement: object) -> str:
 
 
 def _refuse_unfit(view: NodeView, gpu: Gpu, part: LayoutChange) -> None:
-    if any(cut.split for cut in (*part.created, *part.resplit)):
-        raise SlurmMigError(
-            f"{view.name}: a node in slurm-mig's care has whole instances only, no "
-            "compute-instance splits; nothing was touched",
-            hint=f"`slurm-mig leave {view.name}` first, if that is what you want.",
-        )
     if part.switch and gpu.index not in view.switchable:
         raise SlurmMigError(
             f"{view.name}: the site does not let the MIG mode of GPU {gpu.index} change; nothing "
@@ -162,6 +164,7 @@ def node_change(view: NodeView, changes: Sequence[LayoutChange]) -> NodeChange:
     for part in changes:
         draft.created |= {(part.gpu, cut.placement) for cut in part.created}
         draft.destroyed |= {(part.gpu, placement) for placement in part.destroyed}
+        draft.splits |= {(part.gpu, placement): split for placement, split in _splits(part)}
         draft.set_mode(gpus[part.gpu], mig=part.mig)
     draft.withheld -= draft.destroyed
     withheld = tuple(
@@ -184,4 +187,14 @@ def _gpu_change(part: LayoutChange) -> GpuChange:
         part.destroyed,
         tuple(cut.placement for cut in part.created),
         mig=part.mig,
+        splits=_splits(part),
+    )
+
+
+def _splits(part: LayoutChange) -> tuple[Split, ...]:
+    """Compute instances to be made that do not span a new GPU instance, or replace others."""
+    return tuple(
+        (cut.placement, cut.split)
+        for cut in (*part.resplit, *part.created)
+        if cut.split or cut in part.resplit
     )

@@ -24,6 +24,7 @@ from slurm_mig.adapters.turns import Turns
 from slurm_mig.config import NodeSettings
 from slurm_mig.core import slotmap
 from slurm_mig.core.codec import decode, encode
+from slurm_mig.core.layouts import Cut, cut_of
 from slurm_mig.core.model import Gpu, GpuChange, Instance, NodeChange, Placement, Slots
 from slurm_mig.core.ownership import Outside
 from slurm_mig.core.records import ManagedNode, NodeFacts
@@ -85,13 +86,16 @@ class NodeAgent:
     def _reshape_gpu(self, gpu: Gpu, part: GpuChange) -> None:
         going = _going(gpu, part)
         coming = sorted(part.target - {i.placement for i in gpu.instances if i.uuid})
+        splits = dict(part.splits)
         try:
             for instance in going:
                 self._gpus.destroy(gpu.index, instance.gi)
             if part.mig != gpu.mig:
                 self._gpus.set_mode(gpu.index, on=part.mig)
+            for instance in _resplit(gpu, part):
+                self._gpus.split(gpu.index, instance.gi, splits[instance.placement])
             for placement in coming:
-                self._gpus.create(gpu.index, placement)
+                self._gpus.create(gpu.index, placement, splits.get(placement, ()))
         except GpuError:
             self._restore(gpu, part)
             raise
@@ -101,14 +105,16 @@ class NodeAgent:
         now = {g.index: g for g in self._gpus.inventory()}[before.index]
         if now.mig != before.mig and before.mig:
             self._gpus.set_mode(now.index, on=True)
+        was = {i.placement: cut_of(i) for i in before.instances}
         for instance in now.instances:
-            if instance.placement in part.created and not instance.pids:
+            placement = instance.placement
+            if placement in part.created and not instance.pids:
                 self._gpus.destroy(now.index, instance.gi)
-            elif not instance.uuid and instance.placement in before.layout:
-                # Half destroyed: its compute instance went, and it could not.
-                self._gpus.split(now.index, instance.gi)
+            elif placement in was and cut_of(instance) != was[placement]:
+                # Split otherwise; or half destroyed: its compute instances went, and it could not.
+                self._gpus.split(now.index, instance.gi, was[placement].widths)
         for placement in sorted(before.layout - (now.layout - frozenset(part.created))):
-            self._gpus.create(now.index, placement)
+            self._gpus.create(now.index, placement, was[placement].widths)
         if now.mig != before.mig and not before.mig:
             self._gpus.set_mode(now.index, on=False)
 
@@ -196,13 +202,23 @@ def _going(gpu: Gpu, part: GpuChange) -> list[Instance]:
     ]
 
 
+def _resplit(gpu: Gpu, part: GpuChange) -> list[Instance]:
+    """Instances that stay and do not have the compute instances that they are to have."""
+    wanted = {p: Cut(p, tuple(sorted(split, reverse=True))) for p, split in part.splits}
+    return [
+        i
+        for i in gpu.instances
+        if i.uuid and i.placement in part.resplit and cut_of(i) != wanted[i.placement]
+    ]
+
+
 def _refuse_busy(gpu: Gpu, part: GpuChange) -> None:
     if part.mig != gpu.mig and gpu.pids:
         raise BusyError(
             f"GPU {gpu.index}: its MIG mode cannot change while process "
             f"{', '.join(map(str, gpu.pids))} holds it; nothing was touched"
         )
-    for instance in _going(gpu, part):
+    for instance in (*_going(gpu, part), *_resplit(gpu, part)):
         if instance.pids:
             raise BusyError(
                 f"GPU {gpu.index}: {instance.placement} is held by process "
@@ -217,6 +233,7 @@ def _verify(gpu: Gpu, part: GpuChange) -> None:
     whole = {i.placement for i in gpu.instances if i.uuid}
     missing: Iterable[Placement] = part.target - whole
     left = [i.placement for i in gpu.instances if i.placement in part.destroyed]
+    left += [i.placement for i in _resplit(gpu, part)]
     if missing or left:
         raise GpuError(
             f"GPU {gpu.index} is not as it should be after the reshape: "

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from slurm_mig.core import ownership, publish, slots
-from slurm_mig.core.model import Gpu, Instance, NodeChange, Slots, SlurmNode, is_filler
+from slurm_mig.core.layouts import steps
+from slurm_mig.core.model import Gpu, NodeChange, Slots, SlurmNode, is_filler
 from slurm_mig.core.records import ManagedNode, NodeFacts, Phase, Transaction
 from slurm_mig.core.transitions import Situation, Step
 from slurm_mig.errors import BusyError, GoneError, SlurmMigError, UnreachableError
@@ -194,13 +195,13 @@ class NodeRun:
         for allocation in node.allocations:
             for index in allocation.indexes:
                 device = self._managed().slots[index]
-                if (device.gpu, device.placement) in blocking:
+                if device.home in blocking:
                     raise BusyError(
                         f"job {allocation.job_id} has {device.placement} of GPU {device.gpu}"
                     )
         for index in sorted(node.promised - node.allocated):
             device = self._managed().slots[index]
-            if (device.gpu, device.placement) in blocking:
+            if device.home in blocking:
                 raise BusyError(
                     f"a coming reservation needs {device.placement} of GPU {device.gpu}"
                 )
@@ -225,7 +226,7 @@ class NodeRun:
         managed = self._managed()
         gpus = ownership.stamped(gpus, managed.outside)
         total = len(managed.slots) - 1
-        held = {(gpu.index, i.placement) for gpu in gpus for i in gpu.instances if i.pids}
+        held = {(gpu.index, p) for gpu in gpus for p in gpu.held}
         # The slots that slurmctld last confirmed: what a job's index means.
         before = managed.slots
         now = {
@@ -429,9 +430,11 @@ def _after(gpus: Sequence[Gpu], change: NodeChange) -> list[Gpu]:
         if part is None:
             found.append(gpu)
             continue
-        kept = [i for i in gpu.instances if i.placement in part.target]
+        splits = dict(part.splits)
+        staying = part.target - splits.keys()
+        kept = [i for i in gpu.instances if i.placement in staying]
         new = part.target - {i.placement for i in kept}
-        made = [Instance(p, -1, "", 0, ()) for p in sorted(new)]
+        made = [slots.planned_instance(p, splits.get(p, ())) for p in sorted(new)]
         found.append(replace(gpu, mig=part.mig, instances=(*kept, *made)))
     return found
 
@@ -454,7 +457,5 @@ def _drain_of(node: SlurmNode) -> str:
 def _describe(change: NodeChange) -> str:
     parts = []
     for gpu in change.gpus:
-        minus = " ".join(f"-{p}" for p in gpu.destroyed)
-        plus = " ".join(f"+{p}" for p in gpu.created)
-        parts.append(f"GPU {gpu.gpu}: {minus} {plus}".strip())
+        parts.append(f"GPU {gpu.gpu}: {' '.join(sign + what for sign, what in steps(gpu))}")
     return "; ".join(parts)

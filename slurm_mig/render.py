@@ -10,9 +10,11 @@ from datetime import datetime
 from typing import Any
 
 from slurm_mig.core import monitoring, slots
+from slurm_mig.core.layouts import Cut, steps
 from slurm_mig.core.model import (
     Gpu,
     GpuChange,
+    Instance,
     JobRequest,
     NodeChange,
     NodeView,
@@ -126,10 +128,20 @@ def _boxes(gpu: Gpu, owners: Mapping[Any, str]) -> Iterable[tuple[int, str, str]
         place = instance.placement
         if place.start > at:
             yield place.start - at, EMPTY, ""
-        yield place.size, place.profile, owners.get((gpu.index, place), "free")
+        yield place.size, _name(instance), _owner(gpu, instance, owners)
         at = place.start + place.size
     if at < gpu.memory_slices:
         yield gpu.memory_slices - at, EMPTY, ""
+
+
+def _name(instance: Instance) -> str:
+    """`3g.20gb`, or `1c.3g.20gb*3` for a split one."""
+    return counts(instance.parts or (instance.placement,))
+
+
+def _owner(gpu: Gpu, instance: Instance, owners: Mapping[Any, str]) -> str:
+    devices = instance.parts or (instance.placement,)
+    return ", ".join(owners.get((gpu.index, p), "free") for p in devices)
 
 
 def _owners(view: NodeView) -> dict[Place, str]:
@@ -184,16 +196,19 @@ def _node_json(view: NodeView) -> dict[str, Any]:
                 "outside": gpu.owner or None,
                 "instances": [
                     {
-                        "profile": i.placement.profile,
-                        "start": i.placement.start,
-                        "size": i.placement.size,
-                        "uuid": i.uuid,
-                        "index": index_of.get((gpu.index, i.placement)),
-                        "owner": owners.get((gpu.index, i.placement), "free"),
+                        "profile": d.type,
+                        "start": d.placement.start,
+                        "size": d.placement.size,
+                        "compute_instance": d.placement.ci,
+                        "uuid": d.uuid,
+                        "index": index_of.get(d.key),
+                        "owner": owners.get(d.key, "free"),
                         "outside": i.owner or None,
-                        "withheld": (gpu.index, i.placement) in kept_back,
+                        "withheld": d.key in kept_back,
                     }
                     for i in gpu.instances
+                    for d in slots.instance_devices(gpu.index, i)
+                    if d.placement
                 ],
             }
             for gpu in view.all_gpus
@@ -284,8 +299,7 @@ def _change_lines(change: NodeChange, view: NodeView, width: int) -> list[str]:
         mode = "" if part.mig == _mig(view, part.gpu) else f": MIG {'on' if part.mig else 'off'}"
         lines.append(f"  gpu{part.gpu}{mode}")
         lines += _drawn(change, view, part.gpu, width)
-        lines += [f"    - {p}" for p in part.destroyed]
-        lines += [f"    + {p}" for p in part.created]
+        lines += [f"    {sign} {what}" for sign, what in steps(part)]
         if part.kept:
             lines.append(f"      kept: {counts(part.kept)}")
         lines += _foreign_lines(view, part.gpu)
@@ -372,4 +386,5 @@ def part_json(part: GpuChange) -> dict[str, Any]:
         "kept": [str(p) for p in part.kept],
         "destroyed": [str(p) for p in part.destroyed],
         "created": [str(p) for p in part.created],
+        "splits": [str(Cut(p, split)) for p, split in part.splits],
     }

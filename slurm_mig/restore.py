@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from slurm_mig.adapters.bootrecord import Recorded, RecordedGpu
-from slurm_mig.core.layouts import HALF_MADE, Cut, Wanted
+from slurm_mig.core.layouts import Cut, Wanted
 from slurm_mig.core.model import Gpu, Slots, is_filler
+from slurm_mig.core.slots import devices_of
 from slurm_mig.errors import LeftOverError, SlurmMigError, UnreachableError
 from slurm_mig.ports import Clock
 from slurm_mig.relayout import Gpus, Relayout
@@ -62,7 +63,7 @@ class Restorer:
             )
         if was.owner and (now.instances or now.pids):
             return f"GPU {now.index}: left to {was.owner}, {len(now.instances)} instances"
-        cuts = frozenset(Cut(c.placement, _mended(c.split)) for c in was.cuts)
+        cuts = frozenset(Cut(c.placement, c.widths) for c in was.cuts)
         wanted = Wanted(mig=was.mig, cuts=cuts if was.mig else frozenset())
         applied = Relayout(self.gpus).apply({now.index: wanted})
         done = "already as recorded" if all(c.empty for c in applied.changes) else "restored"
@@ -70,11 +71,8 @@ class Restorer:
 
     def _moved(self, slots: Slots) -> list[str]:
         """Published devices whose files are now another instance's, as when minors have changed."""
-        files = {
-            (gpu.index, i.placement): i.files
-            for gpu in self.gpus.inventory()
-            for i in gpu.instances
-        }
+        there = (d for gpu in self.gpus.inventory() for d in devices_of(gpu, ""))
+        files = {device.key: device.files for device in there}
         return [
             f"slot {n} ({device.type}) is published with {' '.join(device.files)}, which is not "
             "its instance any more"
@@ -95,11 +93,6 @@ def _in_the_place_of(recorded: Sequence[RecordedGpu], there: Mapping[str, Gpu]) 
         if len(like) == 1 == sum(other.model == was.model for other in gone):
             found[was.uuid] = like[0]
     return found
-
-
-def _mended(split: Sequence[int]) -> tuple[int, ...]:
-    """A half-made instance comes back whole."""
-    return () if tuple(split) == HALF_MADE else tuple(split)
 
 
 def started(start: Callable[[], T], clock: Clock, wait_s: float) -> T:

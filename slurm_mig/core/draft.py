@@ -42,6 +42,8 @@ class NodeDraft:
     """Idle instances that are there and not offered."""
     goals: list[Withholding] = field(default_factory=list)
     """For whom instances stay withheld or come to be."""
+    splits: dict[tuple[int, Placement], tuple[int, ...]] = field(default_factory=dict)
+    """Compute instances that GPU instances get; only an administrator asks for them."""
     modes: dict[int, bool] = field(default_factory=dict)
     """GPUs whose MIG mode the plan changes."""
     serves: list[int] = field(default_factory=list)
@@ -61,13 +63,16 @@ class NodeDraft:
             destroyed=set(self.destroyed),
             withheld=set(self.withheld),
             goals=list(self.goals),
+            splits=dict(self.splits),
             modes=dict(self.modes),
             serves=list(self.serves),
         )
 
     @property
     def busy_places(self) -> frozenset[Place]:
-        return frozenset(self.view.slots[i].key for i in self.view.busy if i < len(self.view.slots))
+        """Devices that are used, and the GPU instances that they are parts of."""
+        used = [self.view.slots[i] for i in self.view.busy if i < len(self.view.slots)]
+        return frozenset(place for device in used for place in (device.key, device.home))
 
     @property
     def promised(self) -> frozenset[tuple[int, Placement]]:
@@ -85,7 +90,7 @@ class NodeDraft:
             for d in self.view.slots
             if d.type == gres_type
             and d.key not in taken
-            and d.key not in self.destroyed
+            and d.home not in self.destroyed
             and d.key not in self.withheld
             and (d.placement is not None or not self.modes.get(d.gpu, False))
         ]
@@ -107,9 +112,12 @@ class NodeDraft:
         return frozenset((gpu.layout - gone) | new)
 
     def fixed(self, gpu: Gpu) -> Layout:
-        """Placements of the GPU that nothing may destroy."""
+        """Placements of the GPU that no plan may destroy. Split instances are among them: an
+        administrator made them, and only he undoes them."""
         keep = self.busy_places | self.claimed | self.promised
-        return gpu.foreign | {p for p in self.target(gpu) if (gpu.index, p) in keep}
+        return gpu.foreign | {
+            p for p in self.target(gpu) if (gpu.index, p) in keep or p in gpu.split
+        }
 
     def may_be_cut(self, gpu: Gpu) -> bool:
         """The GPU has instances, or can have them some time."""
@@ -118,7 +126,8 @@ class NodeDraft:
     def may_switch(self, gpu: Gpu) -> bool:
         """Nothing on the GPU is used, claimed or promised, and the site lets its mode change."""
         used = self.busy_places | self.claimed | self.promised
-        idle = not (gpu.pids or gpu.foreign) and all(g != gpu.index for g, _ in used)
+        idle = not (gpu.pids or gpu.foreign or gpu.split)
+        idle = idle and all(g != gpu.index for g, _ in used)
         return idle and gpu.index in self.view.switchable
 
     def set_mode(self, gpu: Gpu, *, mig: bool) -> None:
@@ -151,9 +160,18 @@ class NodeDraft:
                     yield self._whole(gpu)
                 continue
             for placement in sorted(self.target(gpu) - gpu.foreign):
-                place = (gpu.index, placement)
-                if place not in busy and place not in self.withheld:
-                    yield slots.planned_device(*place)
+                if (gpu.index, placement) not in self.withheld:
+                    yield from self._offered(gpu, placement, busy)
+
+    def _offered(self, gpu: Gpu, placement: Placement, busy: set[Place]) -> Iterator[Device]:
+        """The devices of a GPU instance but the busy ones."""
+        instance = next((i for i in gpu.instances if i.placement == placement), None)
+        split = self.splits.get((gpu.index, placement))
+        if split is not None or instance is None:
+            instance = slots.planned_instance(placement, split or ())
+        for device in slots.instance_devices(gpu.index, instance):
+            if device.key not in busy and device.placement:
+                yield slots.planned_device(gpu.index, device.placement)
 
     def _whole(self, gpu: Gpu) -> Device:
         there = (d for d in self.view.slots if d.key == (gpu.index, None))
@@ -181,7 +199,7 @@ class NodeDraft:
     def holders(self, gpu: Gpu) -> dict[Placement, Allocation]:
         """Which job has each busy instance of the GPU."""
         return {
-            device.placement: allocation
+            device.placement.whole: allocation
             for allocation in self.view.slurm.allocations
             for index in allocation.indexes
             if index < len(self.view.slots)

@@ -120,7 +120,14 @@ def _names(node: ManagedNode, there: Mapping[int, Gpu]) -> Iterator[Found]:
 
 def _layouts(node: ManagedNode, there: Mapping[int, Gpu]) -> Iterator[Found]:
     others = ownership.reserved(node.outside)
-    now = {(g.index, i.placement) for g in there.values() for i in g.instances if not g.owner}
+    now: set[Place] = set()
+    for gpu in there.values():
+        for instance in () if gpu.owner else gpu.instances:
+            home, devices = (
+                (gpu.index, instance.placement),
+                slots.instance_devices(gpu.index, instance),
+            )
+            now |= {home} if instance.owner else {device.key for device in devices}
     published = {(d.gpu, d.placement) for d in node.slots if d.placement is not None}
     published |= {(w.gpu, p) for w in node.withheld for p in w.placements}
     published |= others.keys()
@@ -141,10 +148,9 @@ def _layouts(node: ManagedNode, there: Mapping[int, Gpu]) -> Iterator[Found]:
         )
     for gpu in there.values():
         for instance in gpu.instances:
-            if instance.compute_instances != 1 and not instance.owner:
+            if not instance.compute_instances and not instance.owner:
                 yield (
-                    f"GPU {gpu.index} {instance.placement} has {instance.compute_instances} "
-                    "compute instances",
+                    f"GPU {gpu.index} {instance.placement} has no compute instance",
                     f"make it one, or destroy it (`nvidia-smi mig` on {node.name})",
                 )
 

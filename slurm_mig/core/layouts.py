@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 from slurm_mig.core import geometry
-from slurm_mig.core.model import Gpu, Instance, Layout, Placement
+from slurm_mig.core.model import Gpu, GpuChange, Instance, Layout, Placement
 from slurm_mig.core.profiles import device_name, parts
 from slurm_mig.errors import UsageError
 
@@ -27,6 +27,11 @@ class Cut:
 
     placement: Placement
     split: tuple[int, ...] = ()
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """What to make of it: a half-made instance comes back whole."""
+        return () if self.split == HALF_MADE else self.split
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -288,6 +293,17 @@ def _as_change(gpu: Gpu, choice: _Choice, added: Layout, *, switch: bool) -> Lay
         created=tuple(sorted((*choice.given, *new))),
         blockers=choice.blockers,
     )
+
+
+def steps(part: GpuChange) -> list[tuple[str, str]]:
+    """What a change of a managed GPU does, as signs and words: `-` goes, `~` is split anew, `+`
+    comes."""
+    splits = dict(part.splits)
+    return [
+        *(("-", str(p)) for p in part.destroyed),
+        *(("~", str(Cut(p, splits[p]))) for p in sorted(part.resplit)),
+        *(("+", str(Cut(p, splits.get(p, ())))) for p in part.created),
+    ]
 
 
 # -- what people write on the command line ---------------------------------------------------------

@@ -50,7 +50,8 @@ class Profile:
 
 
 class Placement(NamedTuple):
-    """A profile at a place of one GPU, in memory slices.
+    """A profile at a place of one GPU, in memory slices; or one compute instance of a GPU instance
+    that has several: its profile is then the part's name, `1c.3g.20gb`.
 
     A tuple, not a dataclass: a large cluster's plan hashes and compares some hundred thousand.
     """
@@ -58,12 +59,21 @@ class Placement(NamedTuple):
     start: int
     size: int
     profile: str
+    ci: int | None = None
+    """Compute instance id of a part; None for a whole GPU instance."""
 
     def overlaps(self, other: Placement) -> bool:
         return self.start < other.start + other.size and other.start < self.start + self.size
 
+    @property
+    def whole(self) -> Placement:
+        """The GPU instance that it is or is a part of."""
+        if self.ci is None:
+            return self
+        return Placement(self.start, self.size, self.profile.partition(".")[2])
+
     def __str__(self) -> str:
-        return f"{self.profile}@{self.start}"
+        return f"{self.profile}@{self.start}" + ("" if self.ci is None else f"/{self.ci}")
 
 
 Layout = frozenset[Placement]
@@ -106,6 +116,35 @@ class Instance:
     computes: tuple[ComputeInstance, ...] = ()
     owner: str = ""
     """Who has it instead of Slurm (core/ownership.py); empty: it is Slurm's."""
+
+    @property
+    def is_split(self) -> bool:
+        """It has compute instances that do not span it: each is a device of its own."""
+        return any(c.name != self.placement.profile for c in self.computes)
+
+    @property
+    def parts(self) -> dict[Placement, ComputeInstance]:
+        """The devices of a split instance."""
+        if not self.is_split:
+            return {}
+        start, size = self.placement.start, self.placement.size
+        return {Placement(start, size, c.name, c.ci): c for c in self.computes}
+
+    def pids_of(self, device: Placement) -> tuple[int, ...]:
+        """The processes of one of its devices; all of them where their part is not known."""
+        part = self.parts.get(device)
+        return (part.pids if part else ()) or self.pids
+
+    @property
+    def held(self) -> frozenset[Placement]:
+        """Its devices that a process holds: itself, or the parts."""
+        if not self.pids:
+            return frozenset()
+        known = {p for c in self.computes for p in c.pids}
+        # Whose compute instance is not known may be in any.
+        every = not self.is_split or not set(self.pids) <= known
+        held = (p for p, c in self.parts.items() if c.pids or every)
+        return frozenset(held) if self.is_split else frozenset({self.placement})
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +198,16 @@ class Gpu:
         """Placements of instances that are not Slurm's: nothing may destroy or offer them."""
         return frozenset(i.placement for i in self.instances if i.owner)
 
+    @property
+    def split(self) -> Layout:
+        """GPU instances of Slurm's with several devices."""
+        return frozenset(i.placement for i in self.instances if i.is_split and not i.owner)
+
+    @property
+    def held(self) -> frozenset[Placement]:
+        """Devices on it that processes hold."""
+        return frozenset(p for i in self.instances for p in i.held)
+
     def profile(self, name: str) -> Profile | None:
         return next((p for p in self.profiles if p.name == name), None)
 
@@ -178,11 +227,19 @@ class Device:
         """Where the device is: the same before and after a reshape that keeps it."""
         return (self.gpu, self.placement)
 
+    @property
+    def home(self) -> Place:
+        """The GPU instance or GPU that would go with the device."""
+        return (self.gpu, self.placement.whole if self.placement else None)
+
 
 Slots = tuple[Device, ...]
 
 Place = tuple[int, Placement | None]
 """Where a device is: GPU index and placement; None is the whole GPU, MIG off."""
+
+Split = tuple[Placement, tuple[int, ...]]
+"""A GPU instance and the compute slices of its compute instances; none: one that spans it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,9 +385,7 @@ class NodeView:
     @property
     def held(self) -> frozenset[int]:
         """Indexes whose instance a process holds, by NVML."""
-        by_key: set[Place] = {
-            (gpu.index, i.placement) for gpu in self.gpus for i in gpu.instances if i.pids
-        }
+        by_key: set[Place] = {(gpu.index, p) for gpu in self.gpus for p in gpu.held}
         by_key |= {(gpu.index, None) for gpu in self.gpus if gpu.pids}
         if not by_key:
             return frozenset()
@@ -409,10 +464,18 @@ class GpuChange:
     created: tuple[Placement, ...]
     mig: bool = True
     """MIG mode afterwards; off makes the GPU a whole one."""
+    splits: tuple[Split, ...] = ()
+    """Compute instances of what is created, where not one spans it, and of what is kept, where
+    they change."""
 
     @property
     def target(self) -> Layout:
         return frozenset(self.kept + self.created)
+
+    @property
+    def resplit(self) -> Layout:
+        """GPU instances that stay and get other compute instances."""
+        return frozenset(p for p, _ in self.splits if p in self.kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -439,7 +502,7 @@ class NodeChange:
     def blocking(self) -> frozenset[Place]:
         """The devices that must go: none may be busy when it happens. A GPU that is whole now is
         among them, as it gets instances."""
-        gone: set[Place] = {(g.gpu, p) for g in self.gpus for p in g.destroyed}
+        gone: set[Place] = {(g.gpu, p) for g in self.gpus for p in (*g.destroyed, *g.resplit)}
         return frozenset(gone | {(g.gpu, None) for g in self.gpus if g.mig})
 
 

@@ -11,12 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from slurm_mig.core.model import (
+    ComputeInstance,
     Gpu,
     Instance,
     JobRequest,
     NodeCondition,
     NodeView,
     Place,
+    Placement,
     Plan,
     is_filler,
 )
@@ -122,11 +124,27 @@ def afterwards(view: NodeView, node: ManagedNode, under_way: Transaction | None)
 def _with(gpu: Gpu, there: Mapping[Place, str]) -> Gpu:
     """The GPU with exactly these instances."""
     known = {i.placement: i for i in gpu.instances}
-    made = sorted((place, uuid) for (index, place), uuid in there.items()
-                  if index == gpu.index and place is not None)  # fmt: skip
-    instances = tuple(known.get(p) or Instance(p, -1, uuid, 0, ()) for p, uuid in made)
+    mine = {p: uuid for (index, p), uuid in there.items() if index == gpu.index and p is not None}
+    instances = tuple(
+        _instance(known.get(home), home, {p: uuid for p, uuid in mine.items() if p.whole == home})
+        for home in sorted({p.whole for p in mine})
+    )
     whole = (gpu.index, None) in there
-    return replace(gpu, mig=bool(made) or (gpu.mig and not whole), instances=instances)
+    return replace(gpu, mig=bool(mine) or (gpu.mig and not whole), instances=instances)
+
+
+def _instance(
+    known: Instance | None, home: Placement, devices: Mapping[Placement, str]
+) -> Instance:
+    """The GPU instance with these devices: itself, or its parts."""
+    parts = {p: uuid for p, uuid in devices.items() if p.ci is not None}
+    if known is not None and (known.owner or known.parts.keys() == parts.keys()):
+        return known
+    computes = tuple(
+        ComputeInstance(p.ci or 0, p.profile, int(p.profile.partition("c.")[0]), uuid, 0)
+        for p, uuid in sorted(parts.items())
+    )
+    return Instance(home, -1, devices.get(home, ""), 0, (), computes=computes)
 
 
 def quarantined(transactions: Mapping[str, Transaction]) -> tuple[str, ...]:
@@ -191,7 +209,12 @@ def owners(view: NodeView) -> dict[Place, tuple[str, str]]:
         if not gpu.mig:
             found[(gpu.index, None)] = _held(gpu.pids, gpu.owner)
         for instance in gpu.instances:
-            found[(gpu.index, instance.placement)] = _held(instance.pids, instance.owner)
+            if instance.owner or not instance.is_split:
+                found[(gpu.index, instance.placement)] = _held(instance.pids, instance.owner)
+                continue
+            for place in instance.parts:
+                held = instance.pids_of(place) if place in instance.held else ()
+                found[(gpu.index, place)] = _held(held, "")
     for part in view.withheld:
         jobs = ", ".join(map(str, part.jobs))
         found.update({(part.gpu, p): ("withheld", f"for job {jobs}") for p in part.placements})

@@ -66,7 +66,9 @@ def with_others(node: ManagedNode, gpus: str) -> str:
 
 def all_types(node: ManagedNode) -> tuple[str, ...]:
     """Every type the node can ever have: real ones, and the fillers it has had."""
-    return tuple(sorted({*node.possible, *node.former, *node.fillers, "off"}))
+    return tuple(
+        sorted({*node.possible, *node.former, *node.part_types, *node.parts, *node.fillers, "off"})
+    )
 
 
 def gres_conf(nodes: Sequence[ManagedNode]) -> str:

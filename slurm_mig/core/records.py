@@ -71,10 +71,17 @@ class ManagedNode:
     """The most devices of each possible type that the node can have at once."""
     outside: tuple[Outside, ...] = ()
     """What of its GPUs is not Slurm's."""
+    part_types: tuple[str, ...] = ()
+    """Types that compute instances of split GPU instances can have here (`1c.3g.20gb`)."""
 
     @property
     def baselines(self) -> dict[int, Layout]:
         return {gpu: frozenset(placements) for gpu, placements in self.baseline.items()}
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """Types of compute instances that it has now."""
+        return frozenset(d.type for d in self.slots if d.placement and d.placement.ci is not None)
 
     @property
     def fillers(self) -> frozenset[str]:

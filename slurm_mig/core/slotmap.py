@@ -47,6 +47,11 @@ class Slot:
         """A GPU without MIG."""
         return self.uuid.startswith("GPU-")
 
+    @property
+    def is_part(self) -> bool:
+        """A compute instance of a GPU instance that has several."""
+        return re.match(r"[1-9]c\.", self.type) is not None
+
 
 IN_JOB_MAP = re.compile(r"[0-9]+(\.[0-9]+)?")
 """Names that dcgm-exporter reads: `GPU` or `GPU.GPU-INSTANCE-ID` (its hpc.go, from 4.5.3)."""
@@ -69,7 +74,9 @@ def job_map(directory: str, gpus: Iterable[Gpu]) -> JobMap | None:
     for gpu in gpus:
         if not gpu.mig:
             names[gpu.uuid] = str(gpu.index)
-        names.update({i.uuid: f"{gpu.index}.{i.gi}" for i in gpu.instances if i.uuid})
+        # dcgm-exporter knows GPU instances only: the parts of a split one have no name there.
+        there = (i for i in gpu.instances if i.uuid and not i.is_split)
+        names.update({i.uuid: f"{gpu.index}.{i.gi}" for i in there})
     return JobMap(directory, names)
 
 

@@ -15,7 +15,19 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from slurm_mig.core.model import GUARD, ZERO, Device, Gpu, Placement, Slots, is_filler
+from slurm_mig.core.model import (
+    GUARD,
+    ZERO,
+    ComputeInstance,
+    Device,
+    Gpu,
+    Instance,
+    Placement,
+    Profile,
+    Slots,
+    is_filler,
+)
+from slurm_mig.core.profiles import device_name
 from slurm_mig.errors import ArrangementError
 
 
@@ -104,8 +116,9 @@ def _give(pool: Mapping[str, list[Device]], gres_type: str, count: int) -> list[
     return given
 
 
-def _place(device: Device) -> tuple[int, int]:
-    return (device.gpu, device.placement.start if device.placement else 0)
+def _place(device: Device) -> tuple[int, int, int]:
+    place = device.placement
+    return (device.gpu, place.start, place.ci or 0) if place else (device.gpu, 0, 0)
 
 
 def order(total: int, spans: Sequence[Hull], counts: Mapping[str, int]) -> list[Gap]:
@@ -165,22 +178,52 @@ def _extend_hulls(gaps: list[Gap], extra: Sequence[int]) -> bool:
 
 
 def devices_of(gpu: Gpu, whole_type: str) -> list[Device]:
-    """The devices that a GPU offers Slurm now: one per instance, or itself when MIG is off; none
-    that has another owner."""
+    """The devices that a GPU offers Slurm now: one per instance, or per compute instance of a split
+    one, or itself when MIG is off; none that has another owner."""
     if gpu.owner:
         return []
     if not gpu.mig:
         return [Device(whole_type, (gpu.file,), gpu.uuid, gpu.index)]
+    own = (i for i in gpu.instances if not i.owner)
+    return [device for i in own for device in instance_devices(gpu.index, i)]
+
+
+def instance_devices(gpu: int, instance: Instance) -> list[Device]:
+    """The devices of a GPU instance. The parts of a split one share the files of the GPU and of the
+    GPU instance; the compute instance's is each one's own."""
+    if not instance.is_split:
+        place = instance.placement
+        return [Device(place.profile, instance.files, instance.uuid, gpu, place)]
+    shared, own = instance.files[:2], instance.files[2:]
     return [
-        Device(i.placement.profile, i.files, i.uuid, gpu.index, i.placement)
-        for i in gpu.instances
-        if not i.owner
+        Device(part.profile, (*shared, *own[n : n + 1]), compute.uuid, gpu, part)
+        for n, (part, compute) in enumerate(instance.parts.items())
     ]
 
 
 def planned_device(gpu: int, placement: Placement) -> Device:
     """A device that a reshape will create: it has no files and no UUID yet."""
     return Device(placement.profile, (), "", gpu, placement)
+
+
+def planned_instance(placement: Placement, split: Sequence[int] = ()) -> Instance:
+    """A GPU instance as a reshape will make it: no files, no UUIDs, and no ids but those of its
+    parts, which the driver counts from 0."""
+    whole = int(placement.profile.partition("g.")[0])
+    computes = tuple(
+        ComputeInstance(ci, device_name(placement.profile, width, whole), width, "", 0)
+        for ci, width in enumerate(sorted(split, reverse=True))
+    )
+    return Instance(placement, -1, "", 0, (), (), len(computes) or 1, computes)
+
+
+def part_types(profiles: Iterable[Profile]) -> frozenset[str]:
+    """Every type that a part of a GPU instance could have: any width below the whole."""
+    return frozenset(
+        device_name(p.name, width, p.compute_slices)
+        for p in profiles
+        for width in range(1, p.compute_slices)
+    )
 
 
 def with_files(slots: Slots, gpus: Sequence[Gpu], cap_dir: str) -> Slots:

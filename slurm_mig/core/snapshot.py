@@ -101,7 +101,10 @@ def _view(view: NodeView, names: _Names) -> NodeView:
 
 
 def _gpu(gpu: Gpu) -> Gpu:
-    instances = tuple(replace(i, uuid="") for i in gpu.instances)
+    instances = tuple(
+        replace(i, uuid="", computes=tuple(replace(c, uuid="") for c in i.computes))
+        for i in gpu.instances
+    )
     return replace(gpu, uuid=f"GPU-{gpu.index}", pci="", instances=instances)
 
 

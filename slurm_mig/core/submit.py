@@ -24,8 +24,9 @@ class Partition:
 
     @property
     def possible(self) -> frozenset[str]:
-        """Every gpu type that a job can ever get here."""
-        found = {t for node in self.managed for t in node.possible}
+        """Every gpu type that a job can ever get here; of parts of split instances, which only an
+        administrator makes, those that are there."""
+        found = {t for node in self.managed for t in (*node.possible, *node.parts)}
         return frozenset(found.union(*(demand.parse_gres(gres) for gres in self.others)))
 
     @property
@@ -115,10 +116,21 @@ def submit_table(
             {"nodes": list(s.nodes), "records": list(s.records), "most": s.most, "cpus": s.cpus}
             for s in alike
         ],
+        "parts": parts([node for place in places for node in place.managed]),
         "wake": rules.wake_file or None,
         "free": rules.free_file or None,
     }
     return _chunk(table)
+
+
+def parts(managed: Iterable[ManagedNode]) -> dict[str, list[str]]:
+    """Types of compute instances of split GPU instances, by node that has some."""
+    return {node.name: sorted(node.parts) for node in managed if node.parts}
+
+
+def knows_parts(table: str, managed: Iterable[ManagedNode]) -> bool:
+    """True if a table was written while the nodes had the parts that they have."""
+    return f"  parts = {_lua(parts(managed))},\n" in table
 
 
 def free_table(at: float, free: Mapping[str, Mapping[str, int]]) -> str:

@@ -6,7 +6,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from slurm_mig.core.draft import NodeDraft
-from slurm_mig.core.model import Gpu, GpuChange, NodeChange, NodeView, Place, Withholding, is_filler
+from slurm_mig.core.layouts import Cut, cut_of
+from slurm_mig.core.model import (
+    Gpu,
+    GpuChange,
+    NodeChange,
+    NodeView,
+    Place,
+    Placement,
+    Withholding,
+    is_filler,
+)
 from slurm_mig.core.records import Event, Phase, Transaction
 from slurm_mig.errors import BusyError, SlurmMigError
 
@@ -33,12 +43,12 @@ def undo(view: NodeView, last: Transaction, why: str) -> NodeChange:
     parts = []
     for done in last.change.gpus:
         gpu = gpus.get(done.gpu)
-        if gpu is None or gpu.mig != done.mig or (gpu.mig and gpu.layout != done.target):
+        if gpu is None or gpu.mig != done.mig or not _as_left(gpu, done):
             raise SlurmMigError(
                 f"{view.name} GPU {done.gpu} is no longer as the change {last.id} left it; "
                 "nothing was changed"
             )
-        part = _back(gpu, done, was_whole=_was_whole(last, done.gpu))
+        part = _back(gpu, done, _splits(last, done.gpu), was_whole=_was_whole(last, done.gpu))
         if part.mig != gpu.mig and gpu.index not in view.switchable:
             raise SlurmMigError(
                 f"{view.name} GPU {gpu.index}: the site's groups no longer let its MIG mode "
@@ -46,6 +56,7 @@ def undo(view: NodeView, last: Transaction, why: str) -> NodeChange:
             )
         draft.destroyed |= {(gpu.index, p) for p in part.destroyed}
         draft.created |= {(gpu.index, p) for p in part.created}
+        draft.splits |= {(gpu.index, p): split for p, split in part.splits}
         draft.set_mode(gpu, mig=part.mig)
         parts.append(part)
     withheld = tuple(_still_withheld(view, draft))
@@ -55,15 +66,42 @@ def undo(view: NodeView, last: Transaction, why: str) -> NodeChange:
     return replace(change, slots=draft.arranged())
 
 
-def _back(gpu: Gpu, done: GpuChange, *, was_whole: bool) -> GpuChange:
+def _as_left(gpu: Gpu, done: GpuChange) -> bool:
+    """True if the GPU's instances, with MIG on, are those that the change made."""
+    now = {cut_of(i) for i in gpu.instances}
+    return not gpu.mig or (
+        gpu.layout == done.target and all(Cut(p, split) in now for p, split in done.splits)
+    )
+
+
+def _splits(last: Transaction, gpu: int) -> dict[Placement, tuple[int, ...]]:
+    """Compute instances of the GPU instances that were split before the change."""
+    found: dict[Placement, tuple[int, ...]] = {}
+    for device in last.before:
+        place = device.placement
+        if device.gpu == gpu and place is not None and place.ci is not None:
+            width = int(place.profile.partition("c.")[0])
+            widths = (*found.get(place.whole, ()), width)
+            found[place.whole] = tuple(sorted(widths, reverse=True))
+    return found
+
+
+def _back(
+    gpu: Gpu, done: GpuChange, splits: dict[Placement, tuple[int, ...]], *, was_whole: bool
+) -> GpuChange:
     now = gpu.layout
     before = frozenset() if was_whole else frozenset(done.kept + done.destroyed)
+    made = sorted(before - now)
     return GpuChange(
         gpu.index,
         tuple(sorted(now & before)),
         tuple(sorted(now - before)),
-        tuple(sorted(before - now)),
+        tuple(made),
         mig=not was_whole,
+        splits=(
+            *((p, splits.get(p, ())) for p in sorted(done.resplit & before)),
+            *((p, splits[p]) for p in made if p in splits),
+        ),
     )
 
 
@@ -85,8 +123,8 @@ def _refuse_busy(view: NodeView, change: NodeChange, draft: NodeDraft) -> None:
     if not busy:
         return
     gpu, placement = busy[0]
-    index = next(n for n, device in enumerate(view.slots) if device.key == busy[0])
-    jobs = [a.job_id for a in view.slurm.allocations if index in a.indexes]
+    indexes = {n for n, device in enumerate(view.slots) if device.home == busy[0]}
+    jobs = [a.job_id for a in view.slurm.allocations if indexes & a.indexes]
     who = f"job {jobs[0]} has" if jobs else "a process or a coming reservation has"
     raise BusyError(
         f"{view.name}: {who} {placement or 'the whole of it'} of GPU {gpu}, which would have to "

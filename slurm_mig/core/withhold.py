@@ -120,14 +120,14 @@ def _parts(goal: Goal, gres_type: str, request: JobRequest) -> Iterator[_Part]:
     busy = draft.busy_places
     for gpu in draft.view.gpus:
         holders = draft.holders(gpu)
-        strangers = {p for g, p in busy if g == gpu.index} - holders.keys()
+        strangers = {p and p.whole for g, p in busy if g == gpu.index} - holders.keys()
         chosen = [a for part in goal.parts if part.gpu.index == gpu.index for a in part.added]
         whole = any(part.gpu.index == gpu.index and not part.added for part in goal.parts)
         if strangers or whole:
             continue
         known = any(w.gpu == gpu.index and request.job_id in w.jobs for w in draft.view.withheld)
         promised = {p for g, p in draft.promised if g == gpu.index}
-        kept = (promised - holders.keys()) | frozenset(chosen) | gpu.foreign
+        kept = (promised - holders.keys()) | frozenset(chosen) | gpu.foreign | gpu.split
         for added in _placements(draft, gpu, gres_type, frozenset(kept)):
             part = _part(draft, gpu, added, holders, known=known)
             yield part
@@ -156,7 +156,7 @@ def _part(
     blocking = {p: a for p, a in holders.items() if p in near}
     # Instances elsewhere on the GPU may use compute slices that the new one needs.
     others = frozenset(holders.keys() - near)
-    if added and not geometry.fits(gpu, others | added | gpu.foreign):
+    if added and not geometry.fits(gpu, others | added | gpu.foreign | gpu.split):
         blocking = dict(holders)
     claimed = frozenset(p for p in near - holders.keys() if (gpu.index, p) in draft.claimed)
     promised = {p for g, p in draft.promised if g == gpu.index}

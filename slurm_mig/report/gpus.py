@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from slurm_mig.core import monitoring
-from slurm_mig.core.model import Gpu, NodeCondition, NodeView, Place, Placement
+from slurm_mig.core.model import Gpu, Instance, NodeCondition, NodeView, Place, Placement
 from slurm_mig.report.elements import Child, Element, h, moment
 
 STATES: Mapping[str, str] = {
@@ -117,10 +117,20 @@ def _boxes(gpu: Gpu) -> Iterable[tuple[int, Placement | None]]:
         place = instance.placement
         if place.start > at:
             yield place.start - at, Placement(at, place.start - at, "")
-        yield place.size, place
+        yield from _devices(instance)
         at = place.start + place.size
     if at < gpu.memory_slices:
         yield gpu.memory_slices - at, Placement(at, gpu.memory_slices - at, "")
+
+
+def _devices(instance: Instance) -> Iterable[tuple[int, Placement]]:
+    """An instance, or its parts: each as wide as it has compute slices, the last the rest."""
+    left = instance.placement.size
+    parts = [] if instance.owner else list(instance.parts.items())
+    for part, compute in parts[:-1]:
+        yield compute.slices, part
+        left -= compute.slices
+    yield left, parts[-1][0] if parts else instance.placement
 
 
 def _state(owners: Mapping[Place, tuple[str, str]], gpu: Gpu, place: Placement | None) -> str:

@@ -62,10 +62,10 @@ CHANGES: dict[str, tuple[Callable[[], tuple[Gpu, ...]], str, str]] = {
         "missing GPU 1 3g.20gb@0, GPU 1 3g.20gb@4, unexpected GPU 1 7g.40gb@0",
         "",
     ),
-    "split instances": (
-        lambda: (ZERO, replace(ONE, instances=(replace(ONE.instances[0], compute_instances=2),
+    "half made": (
+        lambda: (ZERO, replace(ONE, instances=(replace(ONE.instances[0], compute_instances=0),
                                                ONE.instances[1]))),
-        "GPU 1 3g.20gb@0 has 2 compute instances",
+        "GPU 1 3g.20gb@0 has no compute instance",
         "make it one, or destroy it",
     ),
     "mode off": (

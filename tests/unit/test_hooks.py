@@ -248,6 +248,28 @@ def test_narrowed_files_are_the_users_and_are_given_back(site: Site) -> None:
     assert (device.stat().st_uid, device.stat().st_mode & 0o777) == (0, 0o444)
 
 
+def test_parts_of_one_instance_share_its_file(site: Site) -> None:
+    """While two users have a part each, the GPU instance's file is neither's."""
+    site.write(narrow=True)
+    shared, first, second = (site.run / f"nvidia-cap{n}" for n in (30, 31, 32))
+    for device in (shared, first, second):
+        os.mknod(device, 0o20444, os.makedev(1, 3))
+    lines = [slotmap.HEADER, "constrained=yes", "narrow=yes"]
+    lines += [f"slot_{n}='1c.3g.20gb MIG-{n} /dev/null,{shared},{own} -'"
+              for n, own in enumerate((first, second))]  # fmt: skip
+    (site.run / "slots").write_text("\n".join(lines) + "\n")
+    site.mark("MIG-0", "MIG-1")
+    jobs = [{"SLURM_JOB_GPUS": str(n), "SLURM_JOB_ID": str(7 + n), "SLURM_JOB_UID": str(2001 + n)}
+            for n in range(2)]  # fmt: skip
+    for env in jobs:
+        assert site.call("prolog", env).returncode == 0
+    owners = [device.stat().st_uid for device in (shared, first, second)]
+    assert owners == [0, 2001, 2002]
+    assert shared.stat().st_mode & 0o777 == 0o444
+    assert site.call("epilog", jobs[0]).returncode == 0
+    assert [device.stat().st_uid for device in (shared, first, second)] == [0, 0, 2002]
+
+
 def node(tmp_path: Path, gpus: list[Gpu], fence: Callable[[str], None] = lambda _: None) -> Node:
     """A node whose driver says this."""
     instances = [i for g in gpus for i in g.instances]

@@ -128,8 +128,15 @@ class Node:
                 mine.frozen = "changes for another job"
             for name, spots in self.free.items():
                 self.free[name] = [
-                    (at, n) for at, n in spots if at != position or n == WHOLE or mine.idle >> n & 1
+                    (at, n)
+                    for at, n in spots
+                    if at != position or n == WHOLE or (mine.idle | mine.split) >> n & 1
                 ]
+            for g, p in draft.claimed:
+                if g == index and p is not None and p.ci is not None:
+                    self.free[p.profile].remove(
+                        (position, mine.shape.bit[p.whole].bit_length() - 1)
+                    )
         self.cpus, self.memory_mib = draft.cpus, draft.memory_mib
         if self.budget:
             for use in uses(self.budget, draft):
@@ -357,7 +364,8 @@ class Fleet:
             frozen=frozen,
         )  # fmt: skip
         node.kinds = frozenset((id(d.shape), d.whole_type, d.gpu.mig, d.switchable) for d in drafts)
-        node.possible = self._possible(node.kinds, drafts)
+        parts = {d.type for d in view.slots if d.placement and d.placement.ci is not None}
+        node.possible = self._possible(node.kinds, drafts) | parts
         position = {draft.gpu.index: n for n, draft in enumerate(drafts)}
         busy = view.busy
         spans: dict[str, list[int]] = {}
@@ -368,7 +376,7 @@ class Fleet:
             draft = drafts[at]
             number = WHOLE
             if device.placement is not None:
-                bit = draft.shape.bit.get(device.placement)
+                bit = draft.shape.bit.get(device.placement.whole)
                 if bit is None or not draft.gpu.mig:
                     continue
                 number = bit.bit_length() - 1
@@ -413,14 +421,15 @@ class Fleet:
                 busy |= shape.bit[instance.placement]
             else:
                 idle |= shape.bit[instance.placement]
-        foreign = shape.code(gpu.foreign)
+        foreign, split = shape.code(gpu.foreign), shape.code(gpu.split)
         return Draft(
             gpu,
             shape,
             (id(shape), target, whole, gpu.mig, switchable, resets, bool(frozen)),
-            busy | foreign,
-            idle=idle & ~foreign,
+            busy | foreign | split,
+            idle=idle & ~(foreign | split),
             foreign=foreign,
+            split=split,
             baseline=target,
             whole_type=whole,
             whole_busy=not gpu.mig and bool(gpu.pids),

@@ -19,6 +19,7 @@ class Draft:
     alike: Hashable = None
     """Equal for GPUs that differ in nothing but what is on them."""
     busy: int = 0
+    """What is used; and split instances, which only an administrator makes and undoes."""
     claimed: int = 0
     """Idle, but a waiting job starts on it as it is, or it is held for one."""
     idle: int = 0
@@ -37,6 +38,8 @@ class Draft:
     """Created besides, in room that is left."""
     withheld: int = 0
     """Idle, there, and not offered: offered again, it serves whoever fits."""
+    split: int = 0
+    """GPU instances with several devices, some of which may be free."""
     foreign: int = 0
     """Not Slurm's: among the busy, and never a device."""
 

@@ -100,6 +100,7 @@ def _in_the_way(node: Node, gres_type: str) -> str:
         for d in node.drafts
         if (d.gpu.mig and gres_type in d.shape.profiles) or d.whole_type == gres_type
     }
+    able |= {d.gpu for d in node.view.slots if d.type == gres_type}
     if not able:
         return f"no GPU can be cut into {gres_type}"
     view = node.view
