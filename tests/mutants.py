@@ -82,6 +82,31 @@ MUTANTS = (
         "tests/cluster/test_recovery.py",
     ),
     Mutant(
+        4, "what is seen after a step is not held against the invariant",
+        "slurm_mig/core/transitions.py",
+        "        if fault := broken(step, seen, after):\n",
+        "        if fault := \"\":\n",
+        "tests/property/test_transaction.py",
+    ),
+    Mutant(
+        5, "a drain made between the journal and ours is not looked for", "slurm_mig/noderun.py",
+        '        if "DRAIN" in before.states and not orphaned(before):\n',
+        "        if False:\n",
+        "tests/property/test_transaction.py",
+    ),
+    Mutant(
+        6, "slurmctld's words after a crash are taken for somebody else's", "slurm_mig/noderun.py",
+        "    return transaction.touched and bool(REFUSED_REGISTRATION.match(node.reason))\n",
+        "    return False\n",
+        "tests/property/test_transaction.py",
+    ),
+    Mutant(
+        2, "a request of an earlier command is served", "slurm_mig/adapters/turns.py",
+        "    if turn < latest:\n",
+        "    if False:\n",
+        "tests/unit/test_turns.py",
+    ),
+    Mutant(
         7, "the guard lists nothing that is not there yet", "slurm_mig/core/slots.py",
         "file not in used",
         "file in used",

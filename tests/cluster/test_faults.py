@@ -225,3 +225,15 @@ def explained(work: Work, said: str) -> None:
     if mine and not work.served():
         held = "In transition:\n" in shown
         assert held or "will be served" not in mine[0], f"{shown}\n{said}"
+
+
+@pytest.mark.parametrize("point", ["cluster.drain", "nodes.reshape", "nodes.publish"])
+def test_a_job_ends_during_the_reshape(work: Work, point: str) -> None:
+    offered = work.index.partition("(")[0]
+    ending = work.cluster.submit(CUDA_JOB, f"--gres={offered}")
+    work.cluster.wait_for(lambda: work.cluster.reports(ending, "first"), 20, "it to compute")
+    work.strike(Fault("a job ends", f"touch /tmp/jobs/{ending}.stop; sleep 1"), point)
+    ended = work.cluster.wait_job(ending, "COMPLETED", "FAILED", timeout=60)
+    assert ended["JobState"] == "COMPLETED", work.cluster.output(ending)
+    work.until_served()
+    settled(work)

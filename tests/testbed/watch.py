@@ -32,7 +32,7 @@ class Watch:
     """Jobs that ran twice, so perhaps on two devices."""
     violations: list[str] = field(default_factory=list)
     looks: int = 0
-    _first: dict[tuple[int, str], frozenset[int]] = field(default_factory=dict)
+    _first: dict[tuple[tuple[int, int], str], frozenset[int]] = field(default_factory=dict)
     _totals: dict[str, int] = field(default_factory=dict)
 
     def look(self) -> None:
@@ -44,15 +44,18 @@ class Watch:
         users: dict[str, dict[int, int]] = defaultdict(dict)
         for job in json.loads(done.stdout)["jobs"]:
             for name, indexes in _devices(job):
-                self._same_as_before(int(job["job_id"]), name, indexes)
+                # Slurm itself begins a job anew whose launch failed: that is another run of it.
+                run = (int(job["job_id"]), int(job.get("restart_cnt") or 0))
+                self._same_as_before(run, name, indexes)
                 for index in indexes:
                     other = users[name].setdefault(index, int(job["job_id"]))
                     if other != job["job_id"]:
                         self.saw(f"{name} index {index} is jobs {other}'s and {job['job_id']}'s")
         self._same_totals()
 
-    def _same_as_before(self, job: int, node: str, indexes: frozenset[int]) -> None:
-        first = self._first.setdefault((job, node), indexes)
+    def _same_as_before(self, run: tuple[int, int], node: str, indexes: frozenset[int]) -> None:
+        job = run[0]
+        first = self._first.setdefault((run, node), indexes)
         if first != indexes and job not in self.requeued:
             self.saw(f"job {job} on {node}: indexes {sorted(first)} became {sorted(indexes)}")
 

@@ -1,0 +1,51 @@
+"""A node serves one request at a time, and none of an earlier command."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from slurm_mig.adapters.turns import Turns
+from slurm_mig.errors import BusyError
+from slurm_mig.node import answer_all
+
+
+def test_what_comes_late_from_an_earlier_command_is_refused(tmp_path: Path) -> None:
+    turns = Turns(tmp_path)
+    for turn in (7, 7, 9):
+        with turns.taken(turn):
+            pass
+    with pytest.raises(BusyError, match="another command has taken over"), turns.taken(8):
+        pass
+    with turns.taken(10):
+        pass
+
+
+def test_one_at_a_time(tmp_path: Path) -> None:
+    first, second = Turns(tmp_path), Turns(tmp_path, patience_s=0.05)
+    with first.taken(3):
+        with pytest.raises(BusyError, match="an earlier request is still"), second.taken(4):
+            pass
+        with second.taken(0):
+            pass  # Who only looks, looks.
+    with second.taken(4):
+        pass
+
+
+def test_a_request_without_a_turn_is_one_that_looks(tmp_path: Path) -> None:
+    done: list[object] = []
+    lines = [{"verb": "do", "data": 1, "turn": 5}, {"verb": "do", "data": 2, "turn": 4},
+             {"verb": "do", "data": 3}, {"verb": "do", "data": 4, "turn": "x"}]  # fmt: skip
+    answers = io.StringIO()
+    answer_all({"do": done.append}, [json.dumps(x) for x in lines], answers, Turns(tmp_path).taken)
+    said = [json.loads(line) for line in answers.getvalue().splitlines()]
+    assert done == [1, 3]
+    assert [a.get("error", {}).get("kind") for a in said] == [
+        None,
+        "BusyError",
+        None,
+        "ConfigError",
+    ]
