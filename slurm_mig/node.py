@@ -54,6 +54,8 @@ class NodeAgent:
         self.verbs = GpuVerbs(settings, node_name, self._gpus)
         self._files = _own_files(settings)
         self.turns = Turns(Path(settings.run_dir))
+        self._prepared: Slots | None = None
+        """What was prepared and not published yet, when nothing has changed since."""
 
     def observe(self) -> NodeFacts:
         """GPUs, driver, slurmd and its hooks, as they are now."""
@@ -73,6 +75,7 @@ class NodeAgent:
         anything is touched when an instance that must go has a process; GpuError when NVML
         fails, after the instances that were there have been made again.
         """
+        self._prepared = None
         gpus = {gpu.index: gpu for gpu in self._gpus.inventory()}
         for part in change.gpus:
             _refuse_busy(gpus[part.gpu], part)
@@ -142,17 +145,27 @@ class NodeAgent:
         keep_cdi(self._settings, self._name, gpus)
         hooks.refresh_marks(run_dir, gpus)
         hooks.refresh_job_map(run_dir)
+        self._prepared = slots
 
     def preregister(self, slots: Slots) -> None:
         """`prepare`, then have a passing slurmd register the slots (see adapters/registrar.py)."""
-        self.prepare(slots)
+        self._prepare_again(slots)
         self._registrar.start()
 
     def publish(self, slots: Slots) -> None:
         """`prepare`, then have slurmd take up its new configuration."""
         self._registrar.stop()
-        self.prepare(slots)
+        self._prepare_again(slots)
+        self._prepared = None
         self._slurmd.reload()
+
+    def _prepare_again(self, slots: Slots) -> None:
+        """What was prepared a moment ago still is, but for device nodes, which the driver may
+        have taken."""
+        if slots == self._prepared:
+            system.ensure_device_files(file for device in slots for file in device.files)
+        else:
+            self.prepare(slots)
 
     def follow(self, slurmd_pid: int) -> None:
         """Wait until slurmd, `slurmd_pid` before a reconfigure, has taken up what it brought."""

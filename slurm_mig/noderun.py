@@ -28,7 +28,14 @@ REASON = "slurm-mig"
 REFUSED_REGISTRATION = re.compile(r"gres/gpu\S* (count|type) (too low|changed|reported lower)")
 """slurmctld's own reasons for INVALID_REG (source: interfaces/gres.c)."""
 
-POLL_S = 0.02
+POLL_S = 0.005
+LONGEST_POLL_S = 0.2
+
+
+def pause_s(waited_s: float) -> float:
+    """How long to wait before looking again: short at first, as most waits are, then a tenth of
+    what was waited, so that a node that does not come costs slurmctld little."""
+    return min(max(POLL_S, waited_s / 10), LONGEST_POLL_S)
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,7 @@ class NodeRun:
         """Has slurmctld been asked to read its files again since ours were written?"""
         self._facts: NodeFacts | None = None
         self._node: SlurmNode | None = None
+        self._record: ManagedNode | None = None
         self._marks: dict[str, float] = {}
 
     @property
@@ -117,7 +125,7 @@ class NodeRun:
             Step.RELEASE: self.release,
         }
         start = self._at.clock.elapsed()
-        if step is not Step.FENCE:
+        if step not in (Step.FENCE, Step.RELEASE):
             self.hold()
         work[step]()
         self._marks[step.value] = self._at.clock.elapsed() - start
@@ -138,7 +146,8 @@ class NodeRun:
         self._wait_settled()
 
     def hold(self) -> None:
-        """See that the fence still stands; an administrator may have lifted or replaced it.
+        """See that the fence still stands; an administrator may have lifted or replaced it. (The
+        release, which comes last, looks for itself.)
 
         Before anything was touched, the node is his. Afterwards the views must first agree again:
         under his drain, which then stays, or, when he resumed it, behind a fence made anew.
@@ -157,7 +166,7 @@ class NodeRun:
             self.theirs = node.reason or "no reason given"
 
     def _wait_settled(self) -> None:
-        deadline = self._at.clock.elapsed() + self._at.limits.settle_s
+        start = self._at.clock.elapsed()
         while True:
             node = self._at.cluster.node(self.name)
             if not (self.theirs or ours(node, self.transaction)):
@@ -167,9 +176,10 @@ class NodeRun:
             if not waiting:
                 self._node, self._facts = node, facts
                 return
-            if self._at.clock.elapsed() > deadline:
+            waited = self._at.clock.elapsed() - start
+            if waited > self._at.limits.settle_s:
                 raise BusyError(f"{self.name} did not settle: {', '.join(waiting)}")
-            self._at.clock.sleep(POLL_S)
+            self._at.clock.sleep(pause_s(waited))
 
     def look_again(self) -> None:
         """Forget what was seen of the node: the next step reads it again."""
@@ -246,7 +256,10 @@ class NodeRun:
         return slots.with_files(arranged, gpus, self._at.limits.caps_dir)
 
     def _managed(self) -> ManagedNode:
-        return self._at.store.managed()[self.name]
+        """The node's record, read once: under the lock nobody else changes it."""
+        if self._record is None:
+            self._record = self._at.store.managed()[self.name]
+        return self._record
 
     def write(self) -> None:
         """gres.conf and the node's line, both written before slurmd may read them.
@@ -282,6 +295,7 @@ class NodeRun:
         else:
             self._register_by_node(managed)
         self._at.store.save_managed(managed)
+        self._record = managed
         self.seen = replace(self.seen, registered=True)
 
     def _register_by_reconfigure(self, managed: ManagedNode) -> None:
@@ -364,7 +378,7 @@ class NodeRun:
             self._at.cluster.drain(self.name, self.theirs or self.transaction.reason)
 
     def _wait(self, ready: Callable[[SlurmNode], bool], what: str) -> SlurmNode:
-        deadline = self._at.clock.elapsed() + self._at.limits.register_s
+        start = self._at.clock.elapsed()
         while True:
             try:
                 node = self._at.cluster.watch(self.name)
@@ -377,12 +391,13 @@ class NodeRun:
             except UnreachableError as error:
                 # slurmctld starts anew in a reconfigure, and another one may be taking over.
                 seen = str(error)
-            if self._at.clock.elapsed() > deadline:
+            waited = self._at.clock.elapsed() - start
+            if waited > self._at.limits.register_s:
                 raise UnreachableError(
                     f"{self.name}: waited {self._at.limits.register_s:g} s for {what}; "
                     f"it shows {seen}"
                 )
-            self._at.clock.sleep(POLL_S)
+            self._at.clock.sleep(pause_s(waited))
 
     def release(self) -> None:
         """Resume, have slurmd register at once, and wait until slurmctld can reach it.

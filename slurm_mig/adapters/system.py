@@ -329,7 +329,7 @@ def _wait(ready: Callable[[], int], deadline_s: float) -> int:
         value = ready()
         if value or time.monotonic() > end:
             return value
-        time.sleep(0.005)
+        time.sleep(0.002)
 
 
 def devices_constrained(slurm_conf: Path) -> bool:

@@ -7,11 +7,11 @@ trusted: a wrong type or an unknown field is refused with its path, never guesse
 from __future__ import annotations
 
 import dataclasses
-import functools
 import types
 import typing
 from collections.abc import Mapping
 from enum import Enum
+from functools import cache
 from typing import Any, TypeVar
 
 from slurm_mig.errors import ConfigError
@@ -93,30 +93,28 @@ def _fields(kind: Any, data: Any, where: str) -> Any:
     """A dataclass, or a named tuple, all of whose fields are required."""
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: expected an object, found {type(data).__name__}")
-    hints, required = _known(kind)
-    unknown = set(data) - set(hints)
+    hints, required = _declared(kind)
+    unknown = data.keys() - hints.keys()
     if unknown:
         raise ConfigError(f"{where}: unknown field {', '.join(sorted(map(str, unknown)))}")
-    missing = required - set(data)
+    missing = required - data.keys()
     if missing:
         raise ConfigError(f"{where}: missing {', '.join(sorted(missing))}")
     return kind(**{k: _decode(hints[k], v, f"{where}.{k}") for k, v in data.items()})
 
 
-@functools.cache
-def _known(kind: Any) -> tuple[dict[str, Any], set[str]]:
-    """Types by field, and the fields that must be there: found once for each class."""
-    return typing.get_type_hints(kind), _required(kind)
-
-
-def _required(kind: Any) -> set[str]:
+@cache
+def _declared(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
+    """Type of each field, and the fields without a default. Worked out once: it is slow."""
+    hints = typing.get_type_hints(kind)
     if not dataclasses.is_dataclass(kind):
-        return set(kind._fields)
-    return {
+        return hints, frozenset(kind._fields)
+    required = (
         f.name
         for f in dataclasses.fields(kind)
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    }
+    )
+    return hints, frozenset(required)
 
 
 def _enum(kind: Any, data: Any, where: str) -> Any:

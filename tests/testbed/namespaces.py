@@ -20,7 +20,8 @@ ENVIRONMENT = {
     "PATH": "/opt/slurm-mig/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
     "LANG": "C.UTF-8",
-    "PYTHONDONTWRITEBYTECODE": "1",
+    # Compiled once, as an installed slurm-mig is, and not into the checkout.
+    "PYTHONPYCACHEPREFIX": "/run/pycache",
     "TERM": "dumb",
 }
 
