@@ -79,7 +79,7 @@ MUTANTS = (
         6, "the reshape is not journalled before it is made", "slurm_mig/noderun.py",
         "        self._journal(Phase.RESHAPED)\n        self.touched = True\n",
         "        self.touched = True\n",
-        "tests/cluster/test_recovery.py",
+        "tests/cluster/test_recovery.py::test_killed_after_the_reshape_and_drained_by_somebody_else",
     ),
     Mutant(
         4, "what is seen after a step is not held against the invariant",

@@ -19,6 +19,7 @@ from slurm_mig.core import demand
 from tests.testbed.cluster import A100, L40S, NodeSpec
 from tests.testbed.device_program import OPENS, Slot, slots
 from tests.testbed.product import CONFIGURATION, ManagedCluster
+from tests.testbed.watch import CAPS, gates
 
 NODE = "mixed"
 GROUPS = f"""\
@@ -27,7 +28,6 @@ groups:
 """
 PYTHON = "/opt/slurm-mig/venv/bin/python"
 PUBLISHED = "/etc/slurm/slurm-mig/gres.conf"
-CAPS = "/dev/nvidia-caps/nvidia-cap"
 RIGHTS = (f"{CAPS}1", f"{CAPS}2")
 """mig/config and mig/monitor."""
 
@@ -120,19 +120,6 @@ def holder(cluster: ManagedCluster, job: int) -> Holder:
     return Holder(job, frozenset(file for index in indexes for file in listed[index].files))
 
 
-def gates(cluster: ManagedCluster) -> frozenset[str]:
-    """Every GPU of the node and every GPU instance that it can ever have, by the driver's word.
-
-    CUDA needs the files of an instance all: who is denied its GPU instance's, or its GPU's, has
-    nothing from a compute instance's.
-    """
-    lines = cluster.read("/proc/driver/nvidia-caps/mig-minors", NODE).splitlines()
-    numbers = dict(line.split() for line in lines)
-    gpus = [gpu["minor"] for gpu in cluster.sim(NODE)["gpus"]]
-    caps = {f"{CAPS}{numbers[f'gpu{g}/gi{i}/access']}" for g in gpus for i in range(15)}
-    return frozenset(caps | {f"/dev/nvidia{gpu}" for gpu in gpus})
-
-
 def ask(cluster: ManagedCluster, prefix: str, words: Iterable[str]) -> dict[str, str]:
     """What a process that waits since its beginning may open now."""
     number = int(cluster.sh(f"ls {prefix}.answer.* 2>/dev/null | wc -l")) + 1
@@ -178,7 +165,7 @@ def begin_under_v2(cluster: ManagedCluster, job: Holder) -> None:
 
 def test_a_process_as_old_as_its_job_opens_the_jobs_own(crowd: Crowd) -> None:
     """GPUs and instances made after it are denied: a whole GPU, a 3g.20gb."""
-    wanted = gates(crowd.cluster)
+    wanted = gates(crowd.cluster, NODE)
     for name, job in crowd.jobs.items():
         if name not in crowd.silent:
             found = allowed(ask(crowd.cluster, job.prefix, wanted))
@@ -188,7 +175,7 @@ def test_a_process_as_old_as_its_job_opens_the_jobs_own(crowd: Crowd) -> None:
 
 @pytest.mark.parametrize("name", ["small", "beside", "salloc", "without", "whole", "new"])
 def test_a_step_launched_now_opens_its_jobs_own(crowd: Crowd, name: str) -> None:
-    job, wanted = crowd.jobs[name], gates(crowd.cluster)
+    job, wanted = crowd.jobs[name], gates(crowd.cluster, NODE)
     assert allowed(ask_new_step(crowd.cluster, job, wanted)) == job.own & wanted
 
 
@@ -196,7 +183,7 @@ def test_the_same_under_cgroup_v2(crowd: Crowd) -> None:
     """A program of the shape that Slurm makes there, over what we published when it began."""
     small, new = crowd.jobs["small"], crowd.jobs["new"]
     listed = {file for slot in crowd.at_first for file in slot.files}
-    wanted = gates(crowd.cluster) | listed
+    wanted = gates(crowd.cluster, NODE) | listed
     found = allowed(ask(crowd.cluster, "/tmp/jobs/guarded", wanted))
     assert found == small.own, "neighbours, fillers, what was made later"
     assert small.own <= wanted
@@ -233,7 +220,7 @@ def test_what_is_withheld_is_nobodys(crowd: Crowd) -> None:
     offered = {file for slot in published(cluster) if slot.type == "1g.5gb" for file in slot.files}
     done = cluster.slurm_mig("reconcile")
     still = {file for slot in published(cluster) if slot.type == "1g.5gb" for file in slot.files}
-    withheld = (offered - still) & gates(cluster)
+    withheld = (offered - still) & gates(cluster, NODE)
     there = {f"{CAPS}{i['minor']}" for _, i in cluster.instances(NODE)}
     assert withheld, done.stdout
     assert withheld <= there

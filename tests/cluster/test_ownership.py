@@ -48,11 +48,18 @@ def one(node: ManagedCluster) -> Iterator[ManagedCluster]:
     node.wait_for(lambda: not node.run("squeue", "-h").stdout.strip(), 30, "every job to be gone")
 
 
-def wanting(cluster: ManagedCluster) -> int:
+def wanting(cluster: ManagedCluster, script: str = "true") -> int:
     """A job for a profile that the node does not offer now."""
     shown = demand.parse_gres(cluster.node(NODE)["Gres"])
     profile = next(p for p in ("3g.20gb", "4g.20gb", "2g.10gb", "7g.40gb") if p not in shown)
-    return cluster.submit("true", f"--gres=gpu:{profile}:1")
+    return cluster.submit(script, f"--gres=gpu:{profile}:1")
+
+
+def reconcile_until_it_starts(cluster: ManagedCluster, job: int) -> None:
+    for _ in range(6):
+        cluster.slurm_mig("reconcile", check=False)
+        if cluster.job(job)["JobState"] != "PENDING":
+            return
 
 
 def agreed(cluster: ManagedCluster) -> bool:
@@ -100,25 +107,24 @@ def test_a_fence_without_a_transaction_is_taken_down(one: ManagedCluster) -> Non
 
 
 def test_an_old_state_of_our_files_costs_no_job(one: ManagedCluster) -> None:
-    """Brought back from a backup, and slurmctld restarted: the next cycle repairs."""
+    """Brought back from a backup under a job of a type that the node did not have then, and
+    slurmctld restarted: the type is listed all the same, so the job lives. The next cycle repairs."""
     path = "/etc/slurm/slurm-mig/nodes.conf"
     old = one.read(path)
-    wants = wanting(one)
-    one.slurm_mig("reconcile")
-    one.wait_job(wants, "COMPLETED")
-    new = one.read(path)
-    assert new != old
+    runs = wanting(one, CUDA_JOB)
+    reconcile_until_it_starts(one, runs)
+    one.wait_for(lambda: one.reports(runs, "first"), 20, f"job {runs} to compute")
     one.write(path, old)
     one.restart_daemon("slurmctld")
     one.wait_for(lambda: one.run("sinfo", "-h", check=False).stdout, 20, "slurmctld to answer")
     later = wanting(one)
-    for _ in range(6):
-        one.slurm_mig("reconcile", check=False)
-        if one.job(later)["JobState"] != "PENDING":
-            break
+    reconcile_until_it_starts(one, later)
     one.wait_job(later, "COMPLETED")
     assert agreed(one)
     assert "DRAIN" not in one.node(NODE)["State"]
+    one.run("touch", f"/tmp/jobs/{runs}.stop")
+    assert one.wait_job(runs, "COMPLETED", "FAILED")["JobState"] == "COMPLETED"
+    assert one.reports(runs, "first")[0]["uuid"] == one.reports(runs, "second")[0]["uuid"]
 
 
 def test_a_node_that_is_deleted_in_the_middle_ends_its_transaction() -> None:

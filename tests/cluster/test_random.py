@@ -6,114 +6,33 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 
 import pytest
 
-from tests.testbed.cluster import A30, A100, NodeSpec
+from tests.testbed.cluster import A30, A100, L40S, NodeSpec
+from tests.testbed.device_program import OPENS
 from tests.testbed.product import CONFIGURATION, ManagedCluster
-from tests.testbed.watch import Watch
+from tests.testbed.randomjobs import GATES, RandomJobs, Reservations
+from tests.testbed.watch import Watch, gates
 
 NODES = (
     NodeSpec("a100-1", (A100, A100)),
     NodeSpec("a100-2", (A100, A100), layout="F"),
-    NodeSpec("a30-1", (A30, A30)),
+    NodeSpec("mixed-1", (A30, A30, L40S)),
 )
-PROFILES = ("1g.5gb", "2g.10gb", "3g.20gb", "4g.20gb", "7g.40gb", "1g.6gb", "2g.12gb", "4g.24gb")
-WEIGHTS = (4, 3, 3, 2, 1, 2, 2, 1)
-
-SCRIPT = """
-me=/tmp/jobs/$SLURM_JOB_ID
-srun {one} fake-cuda --seconds {first} --report $me.first || exit $?
-sleep {pause}
-srun {one} fake-cuda --seconds 0.1 --report $me.second
+PREEMPTION = """\
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=urgent Nodes=a100-1,a100-2,mixed-1 PriorityTier=10 State=UP
+"""
+RULES = CONFIGURATION + """\
+catalog: {nodes: 2}
+groups:
+- {nodes: a100-2, whole_type: a100, mode_change: reset}
 """
 
 
-class Jobs:
-    """Submits random jobs and remembers what each asked for."""
-
-    def __init__(self, cluster: ManagedCluster, dice: random.Random) -> None:
-        self.cluster = cluster
-        self.dice = dice
-        self.asked: dict[int, str] = {}
-        self.kinds: tuple[Callable[[str], object], ...] = (
-            self.plain, self.plain, self.several, self.array, self.wide, self.suspended,
-            self.heterogeneous, self.requeued, self.cancelled, self.untyped,
-        )  # fmt: skip
-        self.cancelled_jobs: set[int] = set()
-        self.requeued_jobs: set[int] = set()
-
-    def submit(self) -> None:
-        profile = self.dice.choices(PROFILES, WEIGHTS)[0]
-        self.dice.choice(self.kinds)(profile)
-
-    def script(self, one: str = "-n1") -> str:
-        return SCRIPT.format(
-            one=one, first=self.dice.choice((0.1, 1, 3)), pause=self.dice.choice((0, 0.5, 2))
-        )
-
-    def plain(self, profile: str) -> int:
-        job = self.cluster.submit(self.script(), f"--gres=gpu:{profile}:1")
-        self.asked[job] = profile
-        return job
-
-    def several(self, profile: str) -> None:
-        """Two instances, or one where only one fits on a GPU."""
-        count = 1 if profile[0] in "47" else 2
-        self.asked[self.cluster.submit(self.script(), f"--gres=gpu:{profile}:{count}")] = profile
-
-    def array(self, profile: str) -> None:
-        job = self.cluster.submit(self.script(), f"--gres=gpu:{profile}:1", "--array=0-1")
-        self.asked[job] = profile
-
-    def wide(self, profile: str) -> None:
-        """One instance on each of two nodes."""
-        if profile.endswith(("6gb", "12gb", "24gb")):
-            self.plain(profile)
-            return
-        job = self.cluster.submit(
-            self.script("-N2 -n2"), "-N2", "--ntasks-per-node=1", f"--gres=gpu:{profile}:1"
-        )
-        self.asked[job] = profile
-
-    def suspended(self, profile: str) -> None:
-        """Suspended as soon as it runs, and resumed two submissions later."""
-        job = self.plain(profile)
-        self.cluster.run("scontrol", "suspend", str(job), check=False)
-        for other in list(self.asked)[-3:]:
-            if other != job:
-                self.cluster.run("scontrol", "resume", str(other), check=False)
-
-    def heterogeneous(self, profile: str) -> None:
-        """Two components, each with an instance, started together or not at all, on two nodes."""
-        if profile.endswith(("6gb", "12gb", "24gb")):
-            self.plain(profile)
-            return
-        gres = f"--gres=gpu:{profile}:1"
-        job = self.cluster.submit(self.script("--het-group=0"), "-n1", gres, ":", "-n1", gres)
-        self.asked[job] = profile
-
-    def requeued(self, profile: str) -> None:
-        """Put back into the queue as soon as it runs."""
-        job = self.plain(profile)
-        if self.cluster.run("scontrol", "requeue", str(job), check=False).returncode == 0:
-            self.requeued_jobs.add(job)
-
-    def cancelled(self, profile: str) -> None:
-        """An older job goes while this one comes."""
-        victim = self.dice.choice([*self.asked, 0])
-        self.plain(profile)
-        if victim and self.cluster.job(victim).get("JobState") in ("PENDING", "RUNNING"):
-            self.cluster.run("scancel", str(victim))
-            self.cancelled_jobs.add(victim)
-
-    def untyped(self, _: str) -> None:
-        """The submit plugin gives it the partition's type."""
-        self.asked[self.cluster.submit(self.script(), "--gres=gpu:1")] = "1g.5gb"
-
-
-def drain_queue(cluster: ManagedCluster, watch: Watch, jobs: Jobs) -> None:
+def drain_queue(cluster: ManagedCluster, watch: Watch, jobs: RandomJobs) -> None:
     """Cycles until nothing is left; every suspended job goes on."""
     for _ in range(120):
         for job in jobs.asked:
@@ -129,27 +48,37 @@ def drain_queue(cluster: ManagedCluster, watch: Watch, jobs: Jobs) -> None:
 def test_random_jobs_under_random_reshapes(request: pytest.FixtureRequest) -> None:
     count, seed = request.config.getoption("--reshapes"), request.config.getoption("--seed")
     dice = random.Random(seed)
-    configuration = CONFIGURATION + "catalog: {nodes: 2}\n"
-    with ManagedCluster(nodes=NODES, configuration=configuration) as cluster:
+    with ManagedCluster(
+        nodes=NODES, extra_conf=PREEMPTION, configuration=RULES, accounting=True
+    ) as cluster:
         cluster.enrol()
-        jobs = Jobs(cluster, dice)
-        watch = Watch(cluster, jobs.cancelled_jobs, jobs.requeued_jobs)
+        for node in NODES:
+            cluster.write(f"{GATES}.{node.name}", " ".join(sorted(gates(cluster, node.name))))
+        jobs = RandomJobs(cluster, dice, str(OPENS))
+        reservations = Reservations(cluster, dice)
+        watch = Watch(cluster, jobs.cancelled)
         restarts = 0
-        while reshapes(cluster) < count:
+        while (made := reshapes(cluster)) < count:
             jobs.submit()
             watch.look()
             cluster.slurm_mig("reconcile", check=False)
             watch.look()
+            reservations.pass_time()
             if dice.random() < 0.05:
                 restarts += 1
                 restart(cluster)
+            if len(jobs.asked) % 20 == 0:
+                print(f"{made} reshapes, {len(jobs.asked)} jobs, {watch.violations}", flush=True)
+        reservations.end()
         drain_queue(cluster, watch, jobs)
         watch.finish(jobs.asked)
         print(
-            f"seed {seed}: {reshapes(cluster)} reshapes, {len(jobs.asked)} jobs, "
-            f"{restarts} restarts of slurmctld, {watch.looks} looks"
+            f"seed {seed}: {reshapes(cluster)} reshapes, {len(jobs.asked)} jobs {jobs.submitted}, "
+            f"{restarts} restarts of slurmctld, {reservations.made} reservations, "
+            f"{watch.looks} looks, {watch.opened} jobs' doors tried"
         )
         assert not watch.violations, "\n".join(watch.violations)
+        assert watch.opened
 
 
 def restart(cluster: ManagedCluster) -> None:

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 import pytest
 
 from slurm_mig.core import demand
+from slurm_mig.core.model import is_filler
 from tests.testbed.cluster import A100, NodeSpec
 from tests.testbed.product import CUDA_JOB, ManagedCluster
 
+NODE = "a100-1"
 POINTS = (
     "store.save_transaction",
     "cluster.drain",
@@ -29,7 +31,7 @@ POINTS = (
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[ManagedCluster]:
-    with ManagedCluster(nodes=(NodeSpec("a100-1", (A100, A100)),)) as cluster:
+    with ManagedCluster(nodes=(NodeSpec(NODE, (A100, A100)),)) as cluster:
         cluster.enrol()
         yield cluster
 
@@ -43,7 +45,7 @@ def one(node: ManagedCluster) -> Iterator[ManagedCluster]:
 
 def alternating(cluster: ManagedCluster) -> str:
     """A profile that the node does not offer now."""
-    shown = demand.parse_gres(cluster.node("a100-1")["Gres"])
+    shown = demand.parse_gres(cluster.node(NODE)["Gres"])
     candidates = ("3g.20gb", "4g.20gb", "2g.10gb", "7g.40gb")
     return next(profile for profile in candidates if profile not in shown)
 
@@ -61,7 +63,7 @@ def test_killed_after(one: ManagedCluster, point: str) -> None:
             break
     one.wait_job(wants, "RUNNING", timeout=90)
     one.wait_for(lambda: one.reports(wants, "first"), 40, f"job {wants} to compute")
-    state = one.node("a100-1")
+    state = one.node(NODE)
     assert "DRAIN" not in state["State"]
     shown = demand.parse_gres(state["Gres"])
     assert sum(shown.values()) == 15
@@ -71,3 +73,21 @@ def test_killed_after(one: ManagedCluster, point: str) -> None:
         assert ended["JobState"] == "COMPLETED", one.output(job)
         first, second = one.reports(job, "first"), one.reports(job, "second")
         assert first[0]["uuid"] == second[0]["uuid"]
+
+
+def test_killed_after_the_reshape_and_drained_by_somebody_else(one: ManagedCluster) -> None:
+    """What was done to the GPUs is known by the journal alone, as the fence is not ours any more:
+    Slurm is told of it under his drain, which stays."""
+    wants = one.submit("true", f"--gres=gpu:{alternating(one)}:1")
+    died = one.run("python", "-m", "tests.testbed.die_at", "nodes.reshape", check=False)
+    assert died.returncode == -9, died.stdout + died.stderr
+    one.run("scontrol", "update", f"NodeName={NODE}", "State=RESUME")
+    one.run("scontrol", "update", f"NodeName={NODE}", "State=DRAIN", "Reason=fan is loud")
+    one.slurm_mig("reconcile")
+    shown = demand.parse_gres(one.node(NODE)["Gres"])
+    offered = sorted(t for t, n in shown.items() for _ in range(n) if not is_filler(t))
+    assert offered == sorted(i["profile"] for _, i in one.instances(NODE))
+    assert one.node(NODE)["Reason"].startswith("fan is loud")
+    one.run("scontrol", "update", f"NodeName={NODE}", "State=RESUME")
+    one.sh(f"kill -HUP {one.pid('slurmd', NODE)}")
+    one.wait_job(wants, "COMPLETED", timeout=60)
