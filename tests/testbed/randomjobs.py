@@ -158,7 +158,7 @@ class Reservations:
             self._left -= 1
             if not self._left:
                 self.end()
-        elif self.dice.random() < 0.06:
+        elif self.dice.random() < 0.04:
             self._make()
 
     def _make(self) -> None:
@@ -174,7 +174,7 @@ class Reservations:
         )  # fmt: skip
         if done.returncode == 0:
             self.made += 1
-            self._left = 4
+            self._left = 3
 
     def end(self) -> None:
         self.cluster.run(
