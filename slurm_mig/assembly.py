@@ -167,7 +167,8 @@ class Assembly:
             rules.max_nodes_in_transition,
             rules.withhold_s,
             rules.fence_wait_s,
-            self.settings.slurm.reconfigure_interval_s if self.by_reconfigure else 0.0,
+            self.settings.slurm.reconfigure_interval_s,
+            self.by_reconfigure,
             frozenset(rules.reservations),
             baseline_after_s=rules.baseline_after_s,
             max_gpus=rules.max_gpus_in_transition,
@@ -235,7 +236,10 @@ class Assembly:
         group = next((g for g in self.settings.groups if name in expand(g.nodes)), None)
         whole = Whole(group.whole_type, group.mode_change) if group else Whole()
         claims = claims_of(group) if group else ()
-        node = managed_node(site, name, facts, self.settings.node.caps_dir, whole, own, claims)
+        node = managed_node(
+            site, name, facts, self.settings.node.caps_dir, whole, own, claims,
+            slotted=group.slots if group else True,
+        )  # fmt: skip
         return replace(node, explicit=self.settings.submit.exclusive == "explicit")
 
 

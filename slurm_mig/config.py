@@ -243,6 +243,8 @@ class GroupSettings:
     """Instances by profile on each GPU; None: the layout found at enrolment."""
     whole_type: Annotated[str, Rule(_maybe_gres_type)] = ""
     mode_change: Annotated[str, _one_of("never", "resetless", "reset")] = "never"
+    slots: bool = True
+    """No: no fillers; the node's gpu count changes, when no gpu job is there, by a reconfigure."""
     reshape: bool = True
     """No: these nodes stay as they are; what is free on them still counts."""
     cooldown_s: Seconds | None = None

@@ -131,12 +131,14 @@ def managed_node(
     whole: Whole = Whole(),
     own_lines: Sequence[Any] = (),
     claims: Sequence[ownership.Claim] = (),
+    *,
+    slotted: bool = True,
 ) -> ManagedNode:
     """What the node will be in our care: constant count, slots of what is there, fillers, guard.
 
     `own_lines` are the gpu lines of a gres.conf that the node has for itself, `claims` what the
-    site gives to others than Slurm. Raises ConfigError for a node whose GPUs or lines are not
-    understood.
+    site gives to others than Slurm. Without slots there are no fillers, and the count is what is
+    there. Raises ConfigError for a node whose GPUs or lines are not understood.
     """
     outside = ownership.settle(claims, facts.gpus)
     gpus = ownership.stamped(facts.gpus, outside)
@@ -152,7 +154,8 @@ def managed_node(
     cut = [gpu for gpu in gpus if gpu.mig or gpu.index in switchable]
     total = sum(gpu.capacity if gpu in cut else 1 for gpu in gpus)
     devices = [d for gpu in gpus for d in slots.devices_of(gpu, types.get(gpu.index, ""))]
-    arranged = slots.with_files(slots.arrange(total, {}, devices), gpus, caps_dir)
+    order = slots.arrange(total, {}, devices) if slotted else slots.in_a_row(devices)
+    arranged = slots.with_files(order, gpus, caps_dir)
     most = geometry.most_of(cut, types.values())
     return ManagedNode(
         name=name,
@@ -169,6 +172,7 @@ def managed_node(
         partitions=tuple(site.partitions_of(name)),
         cards=drift.cards(facts.gpus),
         other_gres=_other_gres(definition.get("Gres") or ""),
+        slotted=slotted,
         most=most,
         outside=outside,
         part_types=tuple(sorted(slots.part_types(p for gpu in cut for p in gpu.profiles))),

@@ -12,9 +12,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from slurm_mig.core import ownership, publish, slots
+from slurm_mig.core import arrangement, ownership, publish, slots
 from slurm_mig.core.layouts import steps
-from slurm_mig.core.model import Gpu, NodeChange, Slots, SlurmNode, is_filler
+from slurm_mig.core.model import Gpu, NodeChange, Slots, SlurmNode
 from slurm_mig.core.records import ManagedNode, NodeFacts, Phase, Transaction
 from slurm_mig.core.transitions import Situation, Step
 from slurm_mig.errors import BusyError, GoneError, SlurmMigError, UnreachableError
@@ -216,7 +216,7 @@ class NodeRun:
                     f"a coming reservation needs {device.placement} of GPU {device.gpu}"
                 )
         self._refuse_foreign()
-        self._arrange(node, _after(facts.gpus, self.transaction.change))
+        self._arrange(node, arrangement.after(facts.gpus, self.transaction.change))
         self._journal(Phase.RESHAPED)
         self.touched = True
         log.info("%s: reshaping %s", self.name, _describe(self.transaction.change))
@@ -233,27 +233,9 @@ class NodeRun:
 
     def _arrange(self, node: SlurmNode, gpus: Sequence[Gpu]) -> Slots:
         """The slots for these GPUs with every busy device at its index."""
-        managed = self._managed()
+        managed, caps_dir = self._managed(), self._at.limits.caps_dir
         gpus = ownership.stamped(gpus, managed.outside)
-        total = len(managed.slots) - 1
-        held = {(gpu.index, p) for gpu in gpus for p in gpu.held}
-        # The slots that slurmctld last confirmed: what a job's index means.
-        before = managed.slots
-        now = {
-            d.key: d
-            for gpu in gpus
-            for d in slots.devices_of(gpu, managed.whole_types.get(gpu.index, ""))
-        }
-        kept_back = {(w.gpu, p) for w in self.transaction.change.withheld for p in w.placements}
-        busy = {
-            i: now.get(d.key, d)
-            for i, d in enumerate(before[:total])
-            if i in node.busy or (d.key in held and not is_filler(d.type))
-        }
-        taken = {d.key for d in busy.values()}
-        free = (d for k, d in now.items() if k not in taken and k not in kept_back)
-        arranged = slots.arrange(total, busy, free)
-        return slots.with_files(arranged, gpus, self._at.limits.caps_dir)
+        return arrangement.arranged(managed, node, gpus, self.transaction.change, caps_dir)
 
     def _managed(self) -> ManagedNode:
         """The node's record, read once: under the lock nobody else changes it."""
@@ -290,7 +272,7 @@ class NodeRun:
         (`slots.bridge_line`).
         """
         managed = self._published()
-        if self._at.by_reconfigure:
+        if self._at.by_reconfigure or not managed.slotted:
             self._register_by_reconfigure(managed)
         else:
             self._register_by_node(managed)
@@ -433,25 +415,6 @@ class NodeRun:
     def _journal(self, phase: Phase) -> None:
         self.transaction = replace(self.transaction, phase=phase)
         self._at.store.save_transaction(self.transaction)
-
-
-def _after(gpus: Sequence[Gpu], change: NodeChange) -> list[Gpu]:
-    """The GPUs as they will be: only so that an order of slots is known to exist beforehand."""
-
-    parts = {part.gpu: part for part in change.gpus}
-    found = []
-    for gpu in gpus:
-        part = parts.get(gpu.index)
-        if part is None:
-            found.append(gpu)
-            continue
-        splits = dict(part.splits)
-        staying = part.target - splits.keys()
-        kept = [i for i in gpu.instances if i.placement in staying]
-        new = part.target - {i.placement for i in kept}
-        made = [slots.planned_instance(p, splits.get(p, ())) for p in sorted(new)]
-        found.append(replace(gpu, mig=part.mig, instances=(*kept, *made)))
-    return found
 
 
 def _unsettled(node: SlurmNode, facts: NodeFacts) -> list[str]:

@@ -342,6 +342,7 @@ def _view(
         managed.switchable,
         managed.withheld,
         tuple(gpu for gpu in gpus if gpu.owner),
+        managed.slotted,
     )
 
 

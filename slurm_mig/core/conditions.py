@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from slurm_mig.core.model import JobRequest, Slots, SlurmNode, is_filler
+from slurm_mig.core.model import JobRequest, NodeView, Slots, SlurmNode, is_filler
 
 NOT_TOUCHED = frozenset(
     {
@@ -55,6 +55,16 @@ def frozen(node: SlurmNode, slots: Slots) -> str:
     for allocation in node.allocations:
         if slots and len(slots) - 1 in allocation.indexes and is_filler(slots[-1].type):
             return f"job {allocation.job_id} has the whole node: frozen until it ends"
+    return ""
+
+
+def counted(view: NodeView) -> str:
+    """The job under which the gpu count of a node without slots cannot change; empty if none."""
+    for allocation in () if view.slotted else view.slurm.allocations:
+        return (
+            f"{view.name} has no slots (slots: false): its gpus change only while no job has any, "
+            f"and job {allocation.job_id} has"
+        )
     return ""
 
 

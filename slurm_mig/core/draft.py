@@ -149,9 +149,12 @@ class NodeDraft:
 
     def arranged(self) -> tuple[Device, ...]:
         """The node's slots after the change, guard left out. Raises ArrangementError."""
-        total = len(self.view.slots) - 1
-        busy = {i: self.view.slots[i] for i in self.view.busy if i < total}
-        return slots.arrange(total, busy, self._free_devices({d.key for d in busy.values()}))
+        busy = {i: self.view.slots[i] for i in self.view.busy if i < len(self.view.slots) - 1}
+        free = self._free_devices({d.key for d in busy.values()})
+        if not self.view.slotted:
+            # Whoever has gpus now has ended by then.
+            return slots.in_a_row(free, busy.values())
+        return slots.arrange(self.view.room, busy, free)
 
     def _free_devices(self, busy: set[Place]) -> Iterator[Device]:
         for gpu in self.view.gpus:

@@ -372,6 +372,8 @@ class NodeView:
     """What is there but published as fillers."""
     outside: tuple[Gpu, ...] = ()
     """GPUs that are somebody else's as a whole; `gpus` has the others."""
+    slotted: bool = True
+    """No: there are no fillers, and nothing changes while a gpu job is on the node."""
 
     @property
     def name(self) -> str:
@@ -381,6 +383,13 @@ class NodeView:
     def all_gpus(self) -> list[Gpu]:
         """Slurm's and the others', by index."""
         return sorted((*self.gpus, *self.outside), key=lambda gpu: gpu.index)
+
+    @property
+    def room(self) -> int:
+        """The most devices that the node can offer at once, guard left out."""
+        if self.slotted:
+            return len(self.slots) - 1
+        return sum(g.capacity if g.mig or g.index in self.switchable else 1 for g in self.gpus)
 
     @property
     def held(self) -> frozenset[int]:

@@ -87,7 +87,9 @@ class Policy:
     """How long a node may then stay fenced for it."""
     reconfigure_interval_s: float = 0.0
     """The least time between two publications that reconfigure the whole cluster; nodes whose
-    change becomes due meanwhile then share one. 0 where no publication does."""
+    change becomes due meanwhile then share one."""
+    by_reconfigure: bool = False
+    """Every publication is one; otherwise only those of nodes without slots are."""
     reservations: frozenset[str] = frozenset()
     """Reservations whose nodes may be reshaped, for the jobs submitted into them."""
     baseline_after_s: float = 0.0
@@ -247,11 +249,11 @@ def review(
     refused: list[Refusal] = []
     interval = _interval(managed, policy, now)
     for change in plan.changes:
-        reason = (
-            _objection(change, waited, managed.get(change.node), policy, now)
-            or interval
-            or _too_many(change, allowed, policy)
-        )
+        node = managed.get(change.node)
+        reason = _objection(change, waited, node, policy, now)
+        if node and _reconfigures(node, policy):
+            reason = reason or interval
+        reason = reason or _too_many(change, allowed, policy)
         if reason:
             refused.extend(Refusal(j, reason, labels.get(j, "")) for j in _for_whom(change))
         else:
@@ -288,9 +290,14 @@ def _for_whom(change: NodeChange) -> list[int]:
 
 def _interval(managed: Mapping[str, ManagedNode], policy: Policy, now: float) -> str:
     """Why the cluster may not be reconfigured yet."""
-    published = max((node.published for node in managed.values()), default=0.0)
+    reconfiguring = (node for node in managed.values() if _reconfigures(node, policy))
+    published = max((node.published for node in reconfiguring), default=0.0)
     left = policy.reconfigure_interval_s - ago(published, now)
     return f"the cluster was reconfigured lately: again in {left:.0f} s" if left > 0 else ""
+
+
+def _reconfigures(node: ManagedNode, policy: Policy) -> bool:
+    return policy.by_reconfigure or not node.slotted
 
 
 def _objection(

@@ -32,7 +32,7 @@ class Card:
 
 @dataclass(frozen=True)
 class ManagedNode:
-    """A node in our care. The number of its slots never changes while it is."""
+    """A node in our care. The number of its slots never changes while it is, if it is `slotted`."""
 
     name: str
     attributes: Mapping[str, str]
@@ -67,6 +67,9 @@ class ManagedNode:
     """Types that it could have once, under an earlier driver's names: listed with count 0."""
     other_gres: str = ""
     """What else the site's Gres has, such as `nic:2`: it stays as it is."""
+    slotted: bool = True
+    """No (`slots: false`): no fillers. The number of devices changes with the layout, by a
+    reconfigure, and only while no gpu job is on the node."""
     most: Mapping[str, int] = field(default_factory=dict)
     """The most devices of each possible type that the node can have at once."""
     outside: tuple[Outside, ...] = ()

@@ -116,6 +116,12 @@ def _give(pool: Mapping[str, list[Device]], gres_type: str, count: int) -> list[
     return given
 
 
+def in_a_row(*devices: Iterable[Device]) -> Slots:
+    """All of the devices and no filler, each type one run: the order of a node without slots."""
+    found = sorted((d for some in devices for d in some), key=lambda d: (d.type, *_place(d)))
+    return tuple(found)
+
+
 def _place(device: Device) -> tuple[int, int, int]:
     place = device.placement
     return (device.gpu, place.start, place.ci or 0) if place else (device.gpu, 0, 0)

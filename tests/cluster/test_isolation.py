@@ -256,7 +256,7 @@ def test_slurmd_comes_up_after_the_driver_took_its_device_nodes(alone: ManagedCl
     assert missing(alone)
     made = served(alone, "gpu:2g.10gb:1")
     assert not missing(alone)
-    assert allowed(ask(alone, made.prefix, gates(alone))) == made.own & gates(alone)
+    assert allowed(ask(alone, made.prefix, gates(alone, NODE))) == made.own & gates(alone, NODE)
 
 
 def test_all_files_are_there_before_gres_conf_names_them(alone: ManagedCluster) -> None:

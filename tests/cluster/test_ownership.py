@@ -108,7 +108,8 @@ def test_a_fence_without_a_transaction_is_taken_down(one: ManagedCluster) -> Non
 
 def test_an_old_state_of_our_files_costs_no_job(one: ManagedCluster) -> None:
     """Brought back from a backup under a job of a type that the node did not have then, and
-    slurmctld restarted: the type is listed all the same, so the job lives. The next cycle repairs."""
+    slurmctld restarted: the type is listed all the same, so the job lives. The next cycle repairs.
+    """
     path = "/etc/slurm/slurm-mig/nodes.conf"
     old = one.read(path)
     runs = wanting(one, CUDA_JOB)

@@ -25,11 +25,14 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 PartitionName=urgent Nodes=a100-1,a100-2,mixed-1 PriorityTier=10 State=UP
 """
-RULES = CONFIGURATION + """\
+RULES = (
+    CONFIGURATION
+    + """\
 catalog: {nodes: 2}
 groups:
 - {nodes: a100-2, whole_type: a100, mode_change: reset}
 """
+)
 
 
 def drain_queue(cluster: ManagedCluster, watch: Watch, jobs: RandomJobs) -> None:

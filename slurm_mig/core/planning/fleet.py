@@ -272,7 +272,7 @@ class Node:
 
     def arranged(self) -> None:
         """Raises ArrangementError when no order of the slots would do after the change (a hull)."""
-        slots.order(len(self.view.slots) - 1, self.spans, self.idle_of)
+        slots.order(self.view.room, self.spans, self.idle_of)
 
 
 class Fleet:
@@ -397,7 +397,7 @@ class Fleet:
                 node.idle_of[placement.profile] += 1
         found = [slots.Hull(t, i[0], i[-1], len(i)) for t, i in spans.items()]
         found.sort(key=lambda hull: hull.low)
-        _measure(node, found, len(view.slots) - 1)
+        _measure(node, found, view.room)
         return node
 
     def _possible(self, kinds: frozenset[Hashable], drafts: Sequence[Draft]) -> frozenset[str]:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from slurm_mig.core import geometry, planner, withhold
+from slurm_mig.core import conditions, geometry, planner, withhold
 from slurm_mig.core.draft import NodeDraft, never
 from slurm_mig.core.model import (
     Gpu,
@@ -106,7 +106,10 @@ class _Planning:
         self._fences: dict[str, NodeChange] = {}
         self._held: dict[int, str] = {}
         self._given: set[int] = set()
-        self._fleet = Fleet(views, baselines, rules.frozen, rules.frozen_gpus, rules.limits)
+        counted = {view.name: why for view in views if (why := conditions.counted(view))}
+        self._still = {**counted, **rules.frozen}
+        """Nodes on which nothing may change now, and why."""
+        self._fleet = Fleet(views, baselines, self._still, rules.frozen_gpus, rules.limits)
         self._pools = Pools((), (), {})
         self._nodes: dict[str, Node] = {}
         self._impossible: dict[tuple[str, tuple[tuple[str, int], ...]], str] = {}
@@ -225,7 +228,14 @@ class _Planning:
         fill(self._fleet, wanted, slices_of(self._fleet), self._rules.only_baseline)
 
     def _frozen(self, name: str) -> str:
-        return self._rules.frozen.get(name, "")
+        return self._still.get(name, "")
+
+    def _may_wait_at(self, name: str, request: JobRequest) -> bool:
+        """Without slots nothing can be withheld, but behind a fence every gpu job ends."""
+        if not self._drafts[name].view.slotted:
+            fenced = self._patience(name, request) is Patience.FENCE
+            return fenced and name not in self._rules.frozen
+        return not self._frozen(name)
 
     def _not_soon(self, units: Sequence[Unit], pools: Pools) -> list[Unit]:
         """Without those that running jobs will have made room for in a while."""
@@ -376,7 +386,7 @@ class _Planning:
 
     def _wait(self, size: Size, request: JobRequest) -> str:
         """Withhold for the job where it can run first, or fence; why it waits."""
-        return self._keep([n for n in self._near(size) if not self._frozen(n)], request)
+        return self._keep([n for n in self._near(size) if self._may_wait_at(n, request)], request)
 
     def _keep(self, names: Sequence[str], request: JobRequest) -> str:
         """The same among these nodes, each as patient as its group is."""
