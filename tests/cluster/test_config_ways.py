@@ -32,6 +32,10 @@ WAYS: dict[str, dict[str, Any]] = {
         "configuration": in_way("per-host", "node"),
         "own_files": (NODE, OTHER),
     },
+    "per-host, reconfigure": {
+        "configuration": in_way("per-host", "reconfigure", AT_ONCE),
+        "own_files": (NODE, OTHER),
+    },
     "configless, reconfigure": {
         "configuration": in_way("configless", "reconfigure", AT_ONCE),
         "configless": (NODE, OTHER),

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.test_isolation import OPENS_JOB, ask, ask_new_step, gates
+from tests.cluster.test_isolation import OPENS_JOB, ask, ask_new_step
 from tests.cluster.test_isolation import holder as holder_of
 from tests.testbed.cluster import A100, L40S, NodeSpec
 from tests.testbed.product import CONFIGURATION, ManagedCluster
+from tests.testbed.watch import gates
 
 NODE = "mixed"
 GROUPS = f"""\
@@ -141,7 +142,7 @@ def test_no_job_opens_theirs(shared: Shared) -> None:
     jobs = [cluster.submit(OPENS_JOB, f"--gres={g}") for g in ("gpu:1g.5gb:1", "gpu:l40s:1")]
     for job in jobs:
         cluster.wait_job(job, "RUNNING")
-    wanted = gates(cluster) - {"/dev/nvidia0"}
+    wanted = gates(cluster, NODE) - {"/dev/nvidia0"}
     for job in jobs:
         mine = holder_of(cluster, job)
         for answer in (ask(cluster, mine.prefix, wanted), ask_new_step(cluster, mine, wanted)):

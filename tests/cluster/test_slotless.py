@@ -1,5 +1,5 @@
-"""A node without slots (`slots: false`): no fillers; its gpu count changes by a reconfigure, and never
-under a gpu job."""
+"""A node without slots (`slots: false`): no fillers; its gpu count changes by a reconfigure, and
+never under a gpu job."""
 
 from __future__ import annotations
 

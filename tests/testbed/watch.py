@@ -82,6 +82,17 @@ class Watch:
                     if other != job["job_id"]:
                         self.saw(f"{name} index {index} is jobs {other}'s and {job['job_id']}'s")
         self._same_totals()
+        self._none_held()
+
+    def _none_held(self) -> None:
+        """Slurm holds for good what it believes to be impossible, or could not launch."""
+        shown = self.cluster.run("squeue", "-h", "-t", "PD", "-o", "%A %r", check=False).stdout
+        for line in shown.splitlines():
+            job, _, reason = line.partition(" ")
+            if reason.startswith(("JobHeld", "BadConstraints", "launch failed")):
+                find = ("grep", "-hE", rf"JobId={job}\b", "/var/log/slurm/slurmctld.log")
+                said = self.cluster.run(*find, check=False).stdout
+                self._saw(f"job {job} is held: {reason}\n{said}")
 
     def _published(self) -> dict[str, list[tuple[str, ...]]]:
         """The files of each GRES index, by node, as slurmd reads them."""
