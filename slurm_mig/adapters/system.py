@@ -25,6 +25,9 @@ CAP_MODE = 0o444
 FOLLOW_S = 10.0
 """How long slurmctld may take to pass a reconfigure on to a slurmd."""
 
+SIGHUP_AGAIN_S = 1.0
+"""How long a slurmd may take to follow a SIGHUP before it is told again."""
+
 FORBIDDEN_MINORS = frozenset({1, 2})
 """mig/config and mig/monitor: never handed to a job."""
 
@@ -143,12 +146,20 @@ class Slurmd:
         return self.restart()
 
     def _follows_sighup(self, old: int) -> int:
-        """The pid of the slurmd that takes the place of `old` when told to; 0 for none in time."""
+        """The pid of the slurmd that takes the place of `old` when told to; 0 for none in time.
+
+        Told again every second: one that has just started can miss the signal (seen once), and a
+        second one to a slurmd that is going already does nothing.
+        """
         if not old or not _wait(lambda: int(_minds_sighup(old)), self._deadline_s):
             return 0
-        with suppress(ProcessLookupError):
-            os.kill(old, signal.SIGHUP)
-        return _wait(lambda: self._changed(old), self._deadline_s)
+        deadline = time.monotonic() + self._deadline_s
+        while _alive(old) and time.monotonic() < deadline:
+            with suppress(ProcessLookupError):
+                os.kill(old, signal.SIGHUP)
+            if new := _wait(lambda: self._changed(old), SIGHUP_AGAIN_S):
+                return new
+        return self._changed(old)
 
     def follow(self, old: int) -> int:
         """Wait until slurmctld has had slurmd start anew (a reconfigure); returns the new pid.
@@ -203,12 +214,12 @@ class Slurmd:
         pid = self.pid()
         return pid if pid != old and not _alive(old) and _minds_sighup(pid) else 0
 
-    def announce(self) -> None:
-        """SIGHUP: slurmd reads its configuration and registers at once. Raises if none runs."""
-        pid = _wait(lambda: self.pid() if _minds_sighup(self.pid()) else 0, self._deadline_s)
-        if not pid:
+    def announce(self) -> int:
+        """Have slurmd register at once: it does when it takes up its configuration anew. Returns
+        the new pid; see `reload`. Raises UnreachableError when none runs."""
+        if not _wait(self.pid, self._deadline_s):
             raise UnreachableError(f"no slurmd runs here (by {self._pid_file})")
-        os.kill(pid, signal.SIGHUP)
+        return self.reload()
 
     def hooks(self) -> tuple[str, ...]:
         """Prologs and epilogs that slurmd runs now: its children that are other programs."""

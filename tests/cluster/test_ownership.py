@@ -118,14 +118,18 @@ def test_an_old_state_of_our_files_costs_no_job(one: ManagedCluster) -> None:
     one.write(path, old)
     one.restart_daemon("slurmctld")
     one.wait_for(lambda: one.run("sinfo", "-h", check=False).stdout, 20, "slurmctld to answer")
-    later = wanting(one)
-    reconcile_until_it_starts(one, later)
-    one.wait_job(later, "COMPLETED")
+    for _ in range(6):
+        one.slurm_mig("reconcile", check=False)
+        if agreed(one) and "DRAIN" not in one.node(NODE)["State"]:
+            break
     assert agreed(one)
     assert "DRAIN" not in one.node(NODE)["State"]
     one.run("touch", f"/tmp/jobs/{runs}.stop")
     assert one.wait_job(runs, "COMPLETED", "FAILED")["JobState"] == "COMPLETED"
     assert one.reports(runs, "first")[0]["uuid"] == one.reports(runs, "second")[0]["uuid"]
+    later = wanting(one)
+    reconcile_until_it_starts(one, later)
+    one.wait_job(later, "COMPLETED")
 
 
 def test_a_node_that_is_deleted_in_the_middle_ends_its_transaction() -> None:
