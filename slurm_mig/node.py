@@ -128,7 +128,7 @@ class NodeAgent:
     def prepare(self, slots: Slots) -> None:
         """Make the device nodes that are missing and write the slot map: all that slurmd and the
         hooks need before slurmd reads its configuration again."""
-        system.ensure_device_files(file for device in slots for file in device.files)
+        _make_device_files(slots)
         constrained = system.devices_constrained(Path(self._settings.slurm_conf))
         run_dir = Path(self._settings.run_dir)
         run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -163,7 +163,7 @@ class NodeAgent:
         """What was prepared a moment ago still is, but for device nodes, which the driver may
         have taken."""
         if slots == self._prepared:
-            system.ensure_device_files(file for device in slots for file in device.files)
+            _make_device_files(slots)
         else:
             self.prepare(slots)
 
@@ -196,6 +196,11 @@ class NodeAgent:
                 hint="Are slurm.config and slurm.publish the same here as on the controller?",
             )
         return self._files
+
+
+def _make_device_files(slots: Slots) -> None:
+    """Those of the slots' files that are missing; see `system.ensure_device_files`."""
+    system.ensure_device_files(file for device in slots for file in device.files)
 
 
 def _own_files(settings: NodeSettings) -> ManagedFiles | None:

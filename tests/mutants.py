@@ -41,7 +41,7 @@ MUTANTS = (
     ),
     Mutant(
         1, "device files not made before slurmd reads their names", "slurm_mig/node.py",
-        "        system.ensure_device_files(file for device in slots for file in device.files)\n",
+        "    system.ensure_device_files(file for device in slots for file in device.files)\n",
         "",
         "tests/cluster/test_isolation.py::test_slurmd_comes_up_after_the_driver_took_its_device_nodes",
     ),
