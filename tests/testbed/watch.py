@@ -55,6 +55,8 @@ class Watch:
     cluster: ManagedCluster
     cancelled: set[int] = field(default_factory=set)
     """Jobs that the test itself cancelled."""
+    requeued: set[int] = field(default_factory=set)
+    """Jobs that may run twice under another count of restarts, so perhaps on two devices."""
     violations: list[str] = field(default_factory=list)
     looks: int = 0
     opened: int = 0
@@ -64,16 +66,17 @@ class Watch:
     _gates: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def look(self) -> None:
-        """One look at the running jobs and the nodes; a slurmctld that is away is not looked at."""
+        """One look at the running jobs and the nodes; not at a slurmctld that is away, nor while
+        somebody publishes."""
+        files = self._published()
         done = self.cluster.run("squeue", "--json", "--states=RUNNING,SUSPENDED", check=False)
-        if done.returncode:
+        if done.returncode or files != self._published():
             return
         self.looks += 1
-        files = self._published()
         users: dict[str, dict[int, int]] = defaultdict(dict)
         for job in json.loads(done.stdout)["jobs"]:
             for name, indexes in _devices(job):
-                has = frozenset(file for i in indexes for file in files[name][i])
+                has = frozenset(f for i in indexes if name in files for f in files[name][i])
                 self._same_as_before(
                     (int(job["job_id"]), int(job["restart_cnt"]), name), Held(indexes, has)
                 )
@@ -92,7 +95,7 @@ class Watch:
             if reason.startswith(("JobHeld", "BadConstraints", "launch failed")):
                 find = ("grep", "-hE", rf"JobId={job}\b", "/var/log/slurm/slurmctld.log")
                 said = self.cluster.run(*find, check=False).stdout
-                self._saw(f"job {job} is held: {reason}\n{said}")
+                self.saw(f"job {job} is held: {reason}\n{said}")
 
     def _published(self) -> dict[str, list[tuple[str, ...]]]:
         """The files of each GRES index, by node, as slurmd reads them."""
