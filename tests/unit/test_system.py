@@ -142,6 +142,32 @@ def test_a_slurmd_that_was_told_to_reload_before_is_told_again(tmp_path: Path) -
         first.wait()
 
 
+MISSING_ONE = """
+import os, signal, subprocess, sys, time
+asked = []
+signal.signal(signal.SIGHUP, lambda *_: asked.append(1))
+folder = sys.argv[1]
+open(folder + "/slurmd.pid", "w").write(str(os.getpid()))
+while len(asked) < 2:
+    time.sleep(0.01)
+NEXT = "import signal, time; signal.signal(signal.SIGHUP, lambda *_: None); time.sleep(60)"
+new = subprocess.Popen([sys.executable, "-c", NEXT])
+open(folder + "/slurmd.pid", "w").write(str(new.pid))
+"""
+
+
+def test_a_slurmd_that_misses_the_signal_is_told_again(tmp_path: Path) -> None:
+    first = subprocess.Popen([sys.executable, "-c", MISSING_ONE, tmp_path], start_new_session=True)
+    slurmd = system.Slurmd(str(tmp_path / "slurmd.pid"), ["/bin/false"], deadline_s=10)
+    try:
+        until(lambda: slurmd.pid() == first.pid)
+        new = slurmd.announce()
+        assert new not in (0, first.pid)
+    finally:
+        first.wait()
+        os.kill(slurmd.pid(), signal.SIGKILL)
+
+
 def until(ready: Callable[[], bool]) -> None:
     end = time.monotonic() + 10
     while not ready():
