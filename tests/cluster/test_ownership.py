@@ -118,7 +118,9 @@ def test_an_old_state_of_our_files_costs_no_job(one: ManagedCluster) -> None:
     one.wait_for(lambda: one.reports(runs, "first"), 20, f"job {runs} to compute")
     one.write(path, old)
     one.restart_daemon("slurmctld")
-    one.wait_for(lambda: one.run("sinfo", "-h", check=False).stdout, 20, "slurmctld to answer")
+    one.wait_for(
+        lambda: "INVALID_REG" in one.run("scontrol", "show", "node", NODE, check=False).stdout,
+        60, "slurmctld to refuse the registration")  # fmt: skip
     for _ in range(6):
         one.slurm_mig("reconcile", check=False)
         if agreed(one) and not UNSOUND & set(one.node(NODE)["State"].split("+")):
