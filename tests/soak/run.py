@@ -339,9 +339,10 @@ def soak(seconds: float, seed: int) -> tuple[Soak, float]:
     """Runs it; returns it with the seconds that it took."""
     start = time.monotonic()
     configuration = faults.CONFIG + "catalog: {nodes: 2}\n"
-    # A slurmd may be away for several cycles: no reason for slurmctld to end its jobs.
-    away = "SlurmdTimeout=300\n"
-    with ManagedCluster(nodes=SPECS, configuration=configuration, extra_conf=away) as cluster:
+    # A slurmd may be away for several cycles: no reason for slurmctld to end its jobs. Jobs are
+    # looked at in the end: slurmctld must remember them until then.
+    conf = "SlurmdTimeout=300\nMinJobAge=86400\n"
+    with ManagedCluster(nodes=SPECS, configuration=configuration, extra_conf=conf) as cluster:
         faults.prepare(cluster)
         cluster.enrol()
         it = Soak(cluster, Watch(cluster))
