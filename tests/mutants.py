@@ -59,8 +59,8 @@ MUTANTS = (
     ),
     Mutant(
         3, "busy devices do not keep their index", "slurm_mig/core/slots.py",
-        "    line: dict[int, Device] = dict(busy)\n",
-        "    line: dict[int, Device] = dict(zip(sorted(busy), reversed([*busy.values()])))\n",
+        "inside.pop() for i in range(hull.low, hull.high + 1))",
+        "inside.pop() for i in reversed(range(hull.low, hull.high + 1)))",
         "tests/unit/test_slots.py",
     ),
     Mutant(
