@@ -38,6 +38,7 @@ def test_holes_of_a_hull_are_filled_with_free_devices_of_its_type() -> None:
     busy = {2: device("1g.5gb", 0, 0), 4: device("1g.5gb", 0, 1)}
     arranged = slots.arrange(6, busy, [device("1g.5gb", 0, 5), device("3g.20gb", 1, 0)])
     assert arranged[3] == device("1g.5gb", 0, 5)
+    assert {i: arranged[i] for i in busy} == busy
 
 
 def test_a_hull_without_enough_devices_is_refused_with_its_type_and_indexes() -> None:
