@@ -26,6 +26,7 @@ _FILES: Mapping[str, Sequence[tuple[str, str, int]]] = {
         ("scripts/slurmctld_prolog", f"{HOOK_DIR}/slurmctld_prolog", 0o755),
         ("scripts/slurmctld_epilog", f"{HOOK_DIR}/slurmctld_epilog", 0o755),
         ("etc/systemd/slurm-mig.service", f"{UNIT_DIR}/slurm-mig.service", 0o644),
+        ("etc/systemd/slurm-mig-loop.service", f"{UNIT_DIR}/slurm-mig-loop.service", 0o644),
         ("etc/systemd/slurm-mig.timer", f"{UNIT_DIR}/slurm-mig.timer", 0o644),
         ("etc/systemd/slurm-mig.path", f"{UNIT_DIR}/slurm-mig.path", 0o644),
         ("etc/tmpfiles.d/slurm-mig.conf", "/etc/tmpfiles.d/slurm-mig.conf", 0o644),

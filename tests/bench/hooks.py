@@ -198,6 +198,54 @@ def submissions(found: ManagedCluster, rounds: int) -> list[Claim]:
     ]
 
 
+def controller(found: ManagedCluster, rounds: int, jobs: int) -> list[Claim]:
+    """slurmctld's hooks: how many jobs a minute run with them, against without, and how many of them
+    were ever at work at the same time."""
+    ratios, seconds, pile = Ratios(), [], 0
+    for number in range(rounds):
+        print(f"controller: round {number + 1} of {rounds}", file=sys.stderr)
+        took = {}
+        for name in random.sample((OURS, BARE), 2):
+            with slurmctld_hooks(found, wanted=name == OURS):
+                took[name] = drained(found, BARE, jobs)
+                pile = max(pile, int(found.read("/tmp/pile")) if name == OURS else 0)
+        ratios.values.append(took[OURS] / took[BARE])
+        seconds.append(took[OURS])
+    left = found.sh("pgrep -f 'scripts/slurmctld_[pe]' || true").split()
+    return [
+        *ratios.claims("ctld_hooks_ratio", ""),
+        Claim("ctld_jobs_per_minute", 60 * jobs / statistics.median(seconds), "", ">= 1000"),
+        Claim("ctld_hooks_at_once", pile, ""),
+        Claim("ctld_hooks_left", len(left), "", "<= 0"),
+    ]
+
+
+PILE = """
+most=0; echo 0 >/tmp/pile
+while [ ! -e /tmp/pile.stop ]; do
+    now=$(pgrep -c -f 'scripts/slurmctld_[pe]')
+    [ "$now" -le "$most" ] || { most=$now; echo "$most" >/tmp/pile; }
+    sleep 0.05
+done
+"""
+
+
+@contextmanager
+def slurmctld_hooks(found: ManagedCluster, *, wanted: bool) -> Iterator[None]:
+    """slurmctld with its two hooks, or without; the most that run at once go to /tmp/pile."""
+    lines = "".join(f"{key}Slurmctld={SOURCE}/scripts/slurmctld_{key.lower()}\n"
+                    for key in ("Prolog", "Epilog"))  # fmt: skip
+    found.write("/etc/slurm/hooks.conf", lines if wanted else "# none\n")
+    found.restart_daemon("slurmctld")
+    found.wait_for(lambda: "IDLE" == found.node(BARE)["State"], 30, "the node")
+    found.write("/tmp/pile.sh", PILE)
+    found.sh("rm -f /tmp/pile.stop; setsid -f sh /tmp/pile.sh >/dev/null 2>&1 </dev/null")
+    try:
+        yield
+    finally:
+        found.sh("touch /tmp/pile.stop; sleep 0.2")
+
+
 def blank(found: ManagedCluster) -> None:
     """Both GPUs cut into one 1g.5gb; then the minimum interval between cycles goes by."""
 
@@ -220,12 +268,14 @@ def main() -> int:
     options.add_argument("--json", action="store_true")
     options.add_argument("--rounds", type=int, default=30)
     options.add_argument("--jobs", type=int, default=100)
-    options.add_argument("--only", choices=("arrays", "single", "submissions"))
+    options.add_argument("--only", choices=("arrays", "single", "controller", "submissions"))
     args = options.parse_args()
     with cluster() as found:
         claims = [
             *measured(lambda: arrays(found, args.rounds, args.jobs), args.only in (None, "arrays")),
             *measured(lambda: single(found, args.rounds), args.only in (None, "single")),
+            *measured(lambda: controller(found, max(args.rounds // 3, 1), args.jobs),
+                      args.only in (None, "controller")),
             *measured(lambda: submissions(found, args.rounds),
                       args.only in (None, "submissions")),
         ]  # fmt: skip

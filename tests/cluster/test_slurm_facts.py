@@ -7,7 +7,7 @@ import time
 import pytest
 
 from slurm_mig.core import demand
-from tests.testbed.cluster import Cluster
+from tests.testbed.cluster import A100, Cluster, NodeSpec
 from tests.testbed.product import ManagedCluster
 
 
@@ -204,3 +204,32 @@ def test_components_of_a_heterogeneous_job_never_share_a_node(plain: Cluster) ->
         for node in ("a100-2", "mixed-1"):
             plain.sh(f"kill -HUP {plain.pid('slurmd', node)}")
     plain.wait_job(job, "COMPLETED")
+
+
+RARELY = "SchedulerParameters=batch_sched_delay=300,sched_interval=600,bf_interval=600\n"
+
+
+def test_only_a_jobs_end_has_slurm_start_others_at_once() -> None:
+    """A batch job is not tried when it is submitted. Nothing that may be done to it or to its node
+    has it started before the scheduler's next pass, which is why a reshape ends with a wait."""
+    nodes = (NodeSpec("n1", (A100,)), NodeSpec("n2", (A100,)))
+    with Cluster(nodes=nodes, extra_conf=RARELY) as cluster:
+        # slurmctld reads these parameters in its first pass.
+        cluster.wait_job(cluster.submit("true"), "COMPLETED")
+        cluster.sh("setsid -f srun -w n2 sh -c 'until [ -e /tmp/jobs/go ]; do sleep 0.1; done' "
+                   ">/dev/null 2>&1 </dev/null", user="alice")  # fmt: skip
+        cluster.wait_for(lambda: "R" in cluster.run("squeue", "-h", "-o", "%t").stdout.split(), 20,
+                         "the interactive job to be started at once")  # fmt: skip
+        cluster.run("scontrol", "update", "NodeName=n1", "State=DRAIN", "Reason=test")
+        job = cluster.submit("true", "-w", "n1")
+        cluster.run("scontrol", "update", "NodeName=n1", "State=RESUME")
+        cluster.sh(f"kill -HUP {cluster.pid('slurmd', 'n1')}")
+        cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=5")
+        cluster.run("scontrol", "hold", str(job))
+        cluster.run("scontrol", "release", str(job))
+        cluster.run("scontrol", "top", str(job))
+        time.sleep(4)
+        assert cluster.node("n1")["State"] == "IDLE"
+        assert cluster.job(job)["JobState"] == "PENDING"
+        cluster.run("touch", "/tmp/jobs/go")
+        cluster.wait_job(job, "COMPLETED", timeout=60)
