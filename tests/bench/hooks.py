@@ -199,8 +199,8 @@ def submissions(found: ManagedCluster, rounds: int) -> list[Claim]:
 
 
 def controller(found: ManagedCluster, rounds: int, jobs: int) -> list[Claim]:
-    """slurmctld's hooks: how many jobs a minute run with them, against without, and how many of them
-    were ever at work at the same time."""
+    """slurmctld's hooks: how many jobs a minute run with them, against without, and how many of
+    them were ever at work at the same time."""
     ratios, seconds, pile = Ratios(), [], 0
     for number in range(rounds):
         print(f"controller: round {number + 1} of {rounds}", file=sys.stderr)
@@ -237,7 +237,7 @@ def slurmctld_hooks(found: ManagedCluster, *, wanted: bool) -> Iterator[None]:
                     for key in ("Prolog", "Epilog"))  # fmt: skip
     found.write("/etc/slurm/hooks.conf", lines if wanted else "# none\n")
     found.restart_daemon("slurmctld")
-    found.wait_for(lambda: "IDLE" == found.node(BARE)["State"], 30, "the node")
+    found.wait_for(lambda: found.node(BARE)["State"] == "IDLE", 30, "the node")
     found.write("/tmp/pile.sh", PILE)
     found.sh("rm -f /tmp/pile.stop; setsid -f sh /tmp/pile.sh >/dev/null 2>&1 </dev/null")
     try:

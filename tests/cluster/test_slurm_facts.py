@@ -214,8 +214,8 @@ Epilog=/bin/true
 
 def test_only_a_jobs_end_has_slurm_start_others_at_once() -> None:
     """A batch job is not tried when it is submitted. Nothing that may be done to it or to its node
-    has it started before the scheduler's next pass, which is why a reshape ends with a wait. A job's
-    end does, where nodes have an Epilog."""
+    has it started before the scheduler's next pass, which is why a reshape ends with a wait. A
+    job's end does, where nodes have an Epilog."""
     nodes = (NodeSpec("n1", (A100,)), NodeSpec("n2", (A100,)))
     with Cluster(nodes=nodes, extra_conf=RARELY) as cluster:
         # slurmctld reads these parameters in its first pass.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 
@@ -71,7 +72,7 @@ def test_wakes_without_pause_neither_pile_up_nor_end_it(
         if end != ends[-1]:
             ends.append(end)
     assert len(ends) >= STARTS + 3
-    assert min(b - a for a, b in zip(ends[1:], ends[2:], strict=False)) >= MIN_INTERVAL_S
+    assert min(b - a for a, b in pairwise(ends[1:])) >= MIN_INTERVAL_S
     assert systemd.show("slurm-mig.service", "Result") == "success"
     assert systemd.show("slurm-mig.path", "ActiveState") == "active"
     # The last wish is heard too.
@@ -126,8 +127,8 @@ def test_the_loop_takes_the_place_of_timer_and_path(host: tuple[ManagedCluster, 
 
 def test_the_check_is_woken_by_an_epilog_and_stays(host: tuple[ManagedCluster, Systemd]) -> None:
     cluster, systemd = host
-    cluster.sh("mkdir -p /run/slurm-mig/clean; "
-               "printf '# slurm-mig slots v1\\nconstrained=yes\\n' >/run/slurm-mig/slots")  # fmt: skip
+    cluster.sh("mkdir -p /run/slurm-mig/clean")
+    cluster.write("/run/slurm-mig/slots", "# slurm-mig slots v1\nconstrained=yes\n")
     systemd.ctl("start", "slurm-mig-check.path")
     for job in range(3):
         cluster.sh(f"echo '{job} 2001 0' >>/run/slurm-mig/ended")
