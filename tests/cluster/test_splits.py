@@ -46,6 +46,7 @@ def gres(cluster: ManagedCluster) -> dict[str, int]:
 
 def computing(cluster: ManagedCluster, gres_type: str, script: str = CUDA_JOB,
               user: str = "alice") -> int:  # fmt: skip
+    cluster.sh("sleep 1.1")  # the submit plugin reads its table once a second
     job = cluster.submit(script, f"--gres=gpu:{gres_type}:1", user=user)
     cluster.wait_for(partial(cluster.reports, job, "first"), 30, f"job {job} to compute")
     return job
