@@ -202,7 +202,7 @@ class FakeCluster:
         self.w.change("set_gres", effect)
 
     def reconfigure(self) -> None:
-        raise NotImplementedError
+        raise AssertionError("this world publishes by node, not by a reconfigure")
 
 
 class FakeNodes:
@@ -225,7 +225,7 @@ class FakeNodes:
         return NodeFacts(self.w.gpus.inventory(), slurmd_pid=7)
 
     def own(self, name: str, outside: Sequence[Outside]) -> None:
-        raise NotImplementedError
+        raise AssertionError("nothing in this world is given to others")
 
     def _destroy(self, gpu: int, gi: int) -> Callable[[], None]:
         return lambda: self.w.gpus.destroy(gpu, gi)
@@ -254,7 +254,7 @@ class FakeNodes:
         assert not missing, f"slurmd would die: {missing} is published and not there"
 
     def follow(self, name: str, slurmd_pid: int) -> None:
-        raise NotImplementedError
+        raise AssertionError("this world publishes by node, not by a reconfigure")
 
     def announce(self, name: str) -> None:
         def effect() -> None:
@@ -282,7 +282,7 @@ class FakeFiles:
         self.w.change("write files", effect)
 
     def restore(self, nodes: Sequence[ManagedNode]) -> None:
-        raise NotImplementedError
+        raise AssertionError("the executor never restores files: a cycle does")
 
 
 class FakeStore:
