@@ -12,6 +12,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=8,
         help="How many reshapes the tests of steps and the random runs make.",
     )
+    parser.addoption(
+        "--layout-pairs",
+        type=int,
+        default=20,
+        help="How many pairs of layouts of each GPU model `apply` is tried on.",
+    )
     parser.addoption("--seed", type=int, default=1, help="Seed of the random runs.")
     parser.addoption(
         "--queue",
