@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from slurm_mig.core import geometry
+from slurm_mig.core import durations, geometry
 from slurm_mig.core.model import Gpu, GpuChange, Instance, Layout, Placement
 from slurm_mig.core.profiles import device_name, parts
 from slurm_mig.errors import UsageError
@@ -121,7 +121,7 @@ def agrees(gpu: Gpu, wanted: Wanted) -> bool:
 
 
 def change(gpu: Gpu, wanted: Wanted, busy: Layout = frozenset()) -> LayoutChange:
-    """The least change that makes the GPU what is wanted.
+    """The change that makes the GPU what is wanted in the least time.
 
     `busy` are placements that must not be touched. If there is no way around some of them, the
     change has the fewest that must go as its blockers. Raises UsageError for what this GPU can
@@ -137,7 +137,7 @@ def change(gpu: Gpu, wanted: Wanted, busy: Layout = frozenset()) -> LayoutChange
         return LayoutChange(gpu.index, mig=True, kept=tuple(sorted(cuts)))
     switch = not (gpu.mig and gpu.mig_pending)
     shapes = _shapes(gpu, wanted)
-    choices = sorted(_choices(cuts, wanted.cuts, shapes, busy), key=lambda c: c.cost)
+    choices = sorted(_choices(cuts, wanted.cuts, shapes, busy), key=lambda c: c.cost(gpu))
     for choice in choices:
         if not geometry.fits(gpu, choice.fixed):
             continue
@@ -218,13 +218,15 @@ class _Choice:
     def fixed(self) -> Layout:
         return frozenset(c.placement for c in (*self.kept, *self.resplit, *self.given))
 
-    @property
-    def cost(self) -> tuple[int, int, int, list[str]]:
-        """Fewest blockers, fewest changes, the least of the GPU destroyed; then by name."""
-        made = len(self.given) + sum(self.missing.values())
-        changes = len(self.destroyed) + len(self.resplit) + made
+    def cost(self, gpu: Gpu) -> tuple[int, int, int, list[str]]:
+        """Fewest blockers, the least time, the least of the GPU destroyed; then by name."""
+        made = [cut.placement.profile for cut in self.given]
+        made += [profile for profile, count in self.missing.items() for _ in range(count)]
+        took = len(self.destroyed) * durations.destroy_ms(gpu)
+        took += len(self.resplit) * durations.RESPLIT_MS
+        took += sum(durations.create_ms(gpu, profile) for profile in made)
         size = sum(p.size for p in self.destroyed)
-        return len(self.blockers), changes, size, [str(p) for p in self.destroyed]
+        return len(self.blockers), took, size, [str(p) for p in self.destroyed]
 
 
 def _choices(

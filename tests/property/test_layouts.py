@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import pytest
 
-from slurm_mig.core import geometry
+from slurm_mig.core import durations, geometry
 from slurm_mig.core.layouts import Cut, Wanted, agrees, change, cuts_of
 from slurm_mig.core.model import Gpu, Layout, Placement
 from slurm_mig.errors import BusyError, GpuError
@@ -103,3 +103,23 @@ def test_every_layout_can_be_had_by_its_counts() -> None:
             steps = gpus.changes
             Relayout(gpus).apply({0: wish})
             assert gpus.changes == steps
+
+
+def test_no_change_to_the_same_counts_is_shorter() -> None:
+    """Against every layout that has the wished instances, one by one: an Ampere, whose large
+    instances take hardly longer than small ones, and a Hopper, where they take three times that."""
+    for model, needs_reset in (("NVIDIA A100-SXM4-40GB", True), ("NVIDIA H100 80GB HBM3", False)):
+        gpu = replace(builders.gpu(model), mode_needs_reset=needs_reset)
+        dice = random.Random(model)
+        reachable = layouts_of(gpu)
+        for start in dice.sample(reachable, 150):
+            counts = Counter(p.profile for p in dice.choice(reachable))
+            part = change(with_cuts(gpu, [Cut(p) for p in sorted(start)]), Wanted(devices=counts))
+            alike = [t for t in reachable if Counter(p.profile for p in t) == counts]
+            took = duration_ms(gpu, part.destroyed, [c.placement for c in part.created])
+            assert took == min(duration_ms(gpu, start - t, t - start) for t in alike)
+
+
+def duration_ms(gpu: Gpu, destroyed: Iterable[Placement], created: Iterable[Placement]) -> int:
+    made = sum(durations.create_ms(gpu, p.profile) for p in created)
+    return made + sum(durations.destroy_ms(gpu) for _ in destroyed)
