@@ -182,8 +182,8 @@ def anything() -> list[Pair]:
     """Random layouts of all that a GPU can have, also such as leave room."""
     dice = random.Random(1)
     every = [",".join(map(str, sorted(t))) for t in geometry.layouts(builders.gpu(A100))]
-    found = (Pair(A100, *dice.sample(every, 2)) for _ in range(2 * OTHERS))
-    return [pair for pair in found if counts(pair.source) != counts(pair.target)][:OTHERS]
+    drawn = (dice.sample(every, 2) for _ in range(2 * OTHERS))
+    return [Pair(A100, a, b) for a, b in drawn if counts(a) != counts(b)][:OTHERS]
 
 
 def spread(pairs: Sequence[Pair]) -> list[Pair]:
