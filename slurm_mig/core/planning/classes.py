@@ -20,7 +20,7 @@ from slurm_mig.core.model import JobRequest
 from slurm_mig.core.planning.fleet import Fleet, Node
 from slurm_mig.core.planning.gpudraft import Draft
 from slurm_mig.core.planning.limits import Key
-from slurm_mig.core.planning.options import Offer, Option, OptionTable, State
+from slurm_mig.core.planning.options import Offer, Option, OptionTable, State, table_of
 from slurm_mig.core.planning.programme import GpuClass, Group, Part, Programme
 from slurm_mig.core.planning.units import Pools, Size, Unit
 from slurm_mig.core.planning.weights import Weights
@@ -136,8 +136,12 @@ class Tables:
     def _worked_out(self, draft: Draft, beside: Beside) -> tuple[Option, ...]:
         table = self._of_shape.get(id(draft.shape))
         if table is None:
-            table = OptionTable(draft.shape, self.types, self.guarded, self._weights)
+            table = table_of(draft.shape, self.types, self.guarded, self._weights)
             self._of_shape[id(draft.shape)] = table
+        if draft.target is None and draft.gpu.mig and not draft.switchable:
+            idle, growth, limits = draft.idle, beside[1], len(beside[2])
+            if draft.frozen or not table.creatable(draft.fixed, idle, growth):
+                return table.alone(idle, limits)
         return table.of(_state(draft, table, beside, self._number.get(draft.whole_type, -1)))
 
 
@@ -188,7 +192,7 @@ def problem(
     near = fine and len(fleet.nodes) <= FEW
     parts = _Parts(fleet, pools, types, survey.most, tight=tight, fine=near)
     groups = _grouped(parts, units)
-    wanted = tuple(Group(parts, _tiers(found)) for parts, found in groups.items())
+    wanted = tuple(Group(parts, _tiers(found, parts)) for parts, found in groups.items())
     together = {
         (pool, t, n): sum(survey.most[at][t] // n for at in positions)
         for pool, positions in enumerate(pools.nodes)
@@ -229,9 +233,11 @@ def _grouped(parts_of: _Parts, units: Sequence[Unit]) -> dict[tuple[Part, ...], 
     return groups
 
 
-def _tiers(units: Sequence[Unit]) -> tuple[tuple[int, int], ...]:
+def _tiers(units: Sequence[Unit], parts: Sequence[Part]) -> tuple[tuple[int, int], ...]:
+    """(value, jobs) pairs; of jobs no more than could be served with nothing else there."""
+    most = min((sum(p.most) // p.nodes for p in parts if p.most), default=len(units))
     tiers: Counter[int] = Counter()
-    for unit in units:
+    for unit in units[:most]:
         tiers[unit.value] += 1
     return tuple(tiers.items())
 
@@ -287,15 +293,15 @@ class _Survey:
         found = self._kinds.get(id(options))
         if found is None:
             offers = tuple(o.offer for o in options)
-            best = (max(o.supply[n] for o in options) for n in range(self._types))
-            losses = tuple(frozenset(o.loss[n] for o in options) for n in range(self._guarded))
+            supplies, losses, *_ = zip(*offers, strict=True)
+            best = map(max, *supplies) if len(supplies) > 1 else supplies[0]
             found = self._kinds[id(options)] = _Kind(
                 options,
                 offers,
                 self._numbers.setdefault(offers, len(self._numbers)),
                 tuple((n, count) for n, count in enumerate(best) if count),
-                losses,
-                any(any(o.loss) for o in options),
+                tuple(map(frozenset, zip(*losses, strict=True))),
+                any(map(any, losses)),
             )
         return found
 
@@ -400,6 +406,7 @@ class _Parts:
         self._close = tight and len(fleet.nodes) <= CLOSE
         self._known: dict[object, Part] = {}
         self._often: dict[object, int] = {}
+        self._having: dict[object, list[int]] = {}
 
     def of(self, sizes: Sequence[Size]) -> tuple[Part, ...]:
         return tuple(map(self._part, sizes))
@@ -416,14 +423,15 @@ class _Parts:
 
     def _made(self, size: Size, wants: tuple[tuple[int, int], ...]) -> Part:
         request = size.example
+        load = (request.cpus, request.memory_mib) if self._close else ()
         often: dict[int, int] = {}
         for pool in self._pools.eligible(size):
-            load = (request.cpus, request.memory_mib) if self._close else ()
             key = (pool, wants, load)
-            if key not in self._often:
-                self._often[key] = self._in_pool(self._pools.nodes[pool], request, wants)
-            if self._often[key]:
-                often[pool] = self._often[key]
+            times = self._often.get(key)
+            if times is None:
+                times = self._often[key] = self._in_pool(pool, request, wants)
+            if times:
+                often[pool] = times
         most = tuple(often.values()) if self._tight else ()
         apart: tuple[tuple[int, ...], ...] = ()
         if self._fine and any(n > 1 for _, n in wants):
@@ -433,20 +441,32 @@ class _Parts:
             )
         return Part(wants, request.nodes, tuple(often), most, apart)
 
-    def _in_pool(
-        self, positions: Sequence[int], request: JobRequest, wants: tuple[tuple[int, int], ...]
-    ) -> int:
+    def _in_pool(self, pool: int, request: JobRequest, wants: tuple[tuple[int, int], ...]) -> int:
         """How often the nodes of a pool could have the request at most."""
         if self._tight:
-            return sum(self._times(at, request, wants) for at in positions)
+            return sum(self._times(at, request, wants) for at in self._able(pool, wants))
+        positions = self._pools.nodes[pool]
         return min(sum(self._most[at][t] for at in positions) // n for t, n in wants)
+
+    def _able(self, pool: int, wants: tuple[tuple[int, int], ...]) -> Sequence[int]:
+        """The nodes of a pool that could have it at all."""
+        found = self._having.get((pool, wants))
+        if found is None:
+            found = self._having[pool, wants] = [
+                at
+                for at in self._pools.nodes[pool]
+                if all(self._most[at][t] >= n for t, n in wants)
+            ]
+        return found
 
     def _times(self, at: int, request: JobRequest, wants: tuple[tuple[int, int], ...]) -> int:
         """How often one node could have the request, with nothing else on it."""
-        node = self._fleet.nodes[at]
-        times = min(self._most[at][t] // n for t, n in wants)
-        if not self._close:
+        most, times = self._most[at], 1 << 20
+        for t, n in wants:
+            times = min(times, most[t] // n)
+        if not self._close or not times:
             return times
+        node = self._fleet.nodes[at]
         if request.cpus:
             times = min(times, node.cpus // request.cpus)
         if request.memory_mib:

@@ -27,7 +27,7 @@ from slurm_mig.core.model import (
 from slurm_mig.core.planning.gpudraft import Draft
 from slurm_mig.core.planning.limits import Budget, Limits
 from slurm_mig.core.planning.options import Option
-from slurm_mig.core.planning.shapes import Shape
+from slurm_mig.core.planning.shapes import Shape, shape_of
 
 WHOLE = -1
 """Stands for the whole GPU where a placement's number is expected."""
@@ -288,7 +288,8 @@ class Fleet:
     ) -> None:
         """`limits` gives each node's group's, the same object for all of a group."""
         self._frozen_gpus = frozen_gpus or {}
-        self._shapes: dict[tuple[Profile, ...], Shape] = {}
+        self._shapes: dict[Shape, None] = {}
+        self._shape_of: dict[int, Shape] = {}
         self._possible_of: dict[frozenset[Hashable], frozenset[str]] = {}
         self.nodes = [
             self._node(view, baselines.get(view.name, {}), frozen.get(view.name, ""))
@@ -338,7 +339,7 @@ class Fleet:
 
     @property
     def shapes(self) -> list[Shape]:
-        return list(self._shapes.values())
+        return list(self._shapes)
 
     def copy(self) -> Fleet:
         """The same fleet, to try something on."""
@@ -351,9 +352,11 @@ class Fleet:
         return other
 
     def _shape(self, profiles: tuple[Profile, ...]) -> Shape:
-        found = self._shapes.get(profiles)
+        # By the object first: to compare profiles by value takes longer than all else here.
+        found = self._shape_of.get(id(profiles))
         if found is None:
-            found = self._shapes[profiles] = Shape(profiles)
+            found = self._shape_of[id(profiles)] = shape_of(profiles)
+            self._shapes.setdefault(found)
         return found
 
     def _node(self, view: NodeView, baseline: Mapping[int, Layout], frozen: str) -> Node:

@@ -8,8 +8,9 @@ are created (the room left over is filled later, at no cost): every other target
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from operator import ge, le
 from typing import NamedTuple
 
 from slurm_mig.core.planning.limits import Key
@@ -55,8 +56,7 @@ class State(NamedTuple):
     """The limits of the node's group."""
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(NamedTuple):
     """A target: what is created and destroyed to get there."""
 
     supply: Supply
@@ -71,6 +71,18 @@ class Option:
     @property
     def offer(self) -> Offer:
         return self.supply, self.loss, self.use, self.cost
+
+
+KNOWN = 20_000
+"""So many states of a model's GPUs are remembered."""
+
+
+@functools.lru_cache(maxsize=64)
+def table_of(
+    shape: Shape, types: tuple[str, ...], guarded: tuple[str, ...], weights: Weights
+) -> OptionTable:
+    """The table for these, one for a process: what can be made of a GPU is the same each time."""
+    return OptionTable(shape, types, guarded, weights)
 
 
 class OptionTable:
@@ -96,50 +108,81 @@ class OptionTable:
             {(p.size, m) for p, m in zip(shape.placements, shape.memory, strict=True)}, reverse=True
         )
         self._known: dict[State, tuple[Option, ...]] = {}
+        self._alone: dict[tuple[int, int], tuple[Option, ...]] = {}
+        self._rooms: dict[Sequence[int], tuple[int, ...]] = {}
+        self._free: dict[int, int] = {}
 
     def of(self, state: State) -> tuple[Option, ...]:
         """The options that no other one beats; the first is to leave the GPU as it is."""
         found = self._known.get(state)
         if found is None:
-            stay, changes = self._stay(state), self._changes(state)
-            bearable = (option for option in changes if self._bearable(state, option))
-            found = self._known[state] = _unbeaten([stay, *bearable])
+            among = 0
+            if not state.frozen:
+                among = self.creatable(state.fixed, state.idle, state.growth)
+            found = _unbeaten([self._stay(state), *self._changes(state, among)])
+            if len(self._known) > KNOWN:
+                self._known.clear()
+            self._known[state] = found
         return found
 
-    def _bearable(self, state: State, option: Option) -> bool:
-        """Hulls allow the change, as far as one GPU can tell."""
-        losses = zip(option.loss, state.spare, strict=True)
-        if any(lost > spare for lost, spare in losses if spare >= 0):
-            return False
-        return not state.growth or all(
-            (option.created & bits).bit_count() - (option.destroyed & bits).bit_count()
-            <= state.growth[n]
-            for n, bits in self._wanted
-        )
+    def alone(self, idle: int, limits: int) -> tuple[Option, ...]:
+        """The options of a GPU with MIG on that stays as it is; `limits` counts its group's. Most
+        GPUs of a busy cluster: all that offer the same have the same."""
+        key = idle & self._among, limits
+        found = self._alone.get(key)
+        if found is None:
+            found = (self._stay(State(0, idle, limited=((("", 0),) * limits))),)
+            self._alone[key] = found
+        return found
+
+    def creatable(self, fixed: int, idle: int, growth: Sequence[int]) -> int:
+        """The wanted placements that could be created: clear of what is fixed, and of a type that
+        the slots have room for, or that gives one up."""
+        among = self._among & ~idle & ~self._shape.blocked(fixed)
+        if among and growth:
+            for n, bits in self._wanted:
+                if growth[n] <= 0 and not idle & bits:
+                    among &= ~bits
+        return among
+
+    def _bearable(self, state: State, created: int, destroyed: int) -> Loss | None:
+        """What hulls lose by the change; None where they do not allow it, as far as one GPU can
+        tell."""
+        for n, bits in self._wanted if state.growth and created else ():
+            more = (created & bits).bit_count() - (destroyed & bits).bit_count()
+            if more > state.growth[n]:
+                return None
+        loss = [0] * len(state.spare)
+        for n, spare in enumerate(state.spare):
+            bits = self._guarded[n]
+            if spare >= 0 and destroyed & bits:
+                lost = (destroyed & bits).bit_count() - (created & bits).bit_count()
+                if lost > spare:
+                    return None
+                loss[n] = max(0, lost)
+        return tuple(loss)
 
     def room(self, growth: Sequence[int]) -> tuple[int, ...]:
         """A node's growth as one GPU sees it: no more than it could ever use."""
-        found = [0] * self._width if growth else []
-        for n, bits in self._wanted if growth else ():
-            found[n] = min(growth[n], bits.bit_count())
-        return tuple(found)
+        found = self._rooms.get(growth)
+        if found is None:
+            rooms = [0] * self._width if growth else []
+            for n, bits in self._wanted if growth else ():
+                rooms[n] = min(growth[n], bits.bit_count())
+            found = self._rooms[growth] = tuple(rooms)
+        return found
 
     def clipped(self, idle: int, spares: Sequence[int]) -> tuple[int, ...]:
         """A node's spares as one GPU sees them: no more than it has itself."""
-        return tuple(
-            spare if spare <= 0 else min(spare, (idle & bits).bit_count())
-            for spare, bits in zip(spares, self._guarded, strict=True)
-        )
-
-    def _loss(self, state: State, created: int, destroyed: int) -> Loss:
-        return tuple(
-            max(0, (destroyed & bits).bit_count() - (created & bits).bit_count())
-            if spare >= 0
-            else 0
-            for bits, spare in zip(self._guarded, state.spare, strict=True)
-        )
+        found = list(spares)
+        for n, spare in enumerate(spares):
+            if spare > 0:
+                found[n] = min(spare, (idle & self._guarded[n]).bit_count())
+        return tuple(found)
 
     def _use(self, state: State, created: int, destroyed: int) -> Use:
+        if not state.limited:
+            return ()
         found = []
         for gres_type, sign in state.limited:
             bits = self._shape.of_profile.get(gres_type, 0)
@@ -155,7 +198,8 @@ class OptionTable:
         supply = self._whole(state) if state.whole_free else (0,) * self._width
         return Option(supply, 0, mig=False, changes=False, loss=nothing, use=unused)
 
-    def _changes(self, state: State) -> Iterator[Option]:
+    def _changes(self, state: State, among: int) -> Iterator[Option]:
+        """Every change that creates some of `among`, or switches MIG, and that hulls allow."""
         if state.frozen:
             return
         if not state.mig:
@@ -163,62 +207,60 @@ class OptionTable:
                 yield from self._from_whole(state)
             return
         free_before = self._largest_free(self._memory(state.fixed))
-        displaced_before = self._displaced(state, state.fixed)
-        for created in self._shape.additions(state.fixed, self._among & ~state.idle):
+        for created in self._shape.additions(state.fixed, among):
             if created:
-                new = state.fixed | created
-                cost = (
-                    self._weights.publish
-                    + self._weights.create * created.bit_count()
-                    + self._weights.room * (free_before - self._largest_free(self._memory(new)))
-                    + self._weights.baseline * (self._displaced(state, new) - displaced_before)
-                )
-                for kept in self._keepable(new, state.idle):
+                cost = self._cost(state, created, free_before)
+                for kept in self._keepable(state.fixed, created, state.idle):
                     gone = state.idle & ~kept
-                    yield Option(
-                        self._supply(kept | created),
-                        cost + self._weights.destroy * gone.bit_count(),
-                        created,
-                        gone,
-                        loss=self._loss(state, created, gone),
-                        use=self._use(state, created, gone),
-                    )
+                    if (loss := self._bearable(state, created, gone)) is not None:
+                        paid = cost + self._weights.destroy * gone.bit_count()
+                        use, supply = self._use(state, created, gone), self._supply(kept | created)
+                        yield Option(supply, paid, created, gone, loss=loss, use=use)
         if state.switchable and not state.fixed and state.whole >= 0:
-            cost = self._mode_cost(state) + self._weights.destroy * state.idle.bit_count()
-            lost = (self._shape.placements[n].size for n in self._shape.numbers(state.baseline))
-            cost += self._weights.baseline * sum(lost)
-            cost += self._weights.room * free_before
-            loss, use = self._loss(state, 0, state.idle), self._use(state, 0, state.idle)
+            yield from self._to_whole(state, free_before)
+
+    def _cost(self, state: State, created: int, free_before: int) -> int:
+        """What it costs to create these, what they displace apart."""
+        weights, memory = self._weights, self._memory(state.fixed | created)
+        cost = weights.publish + weights.create * created.bit_count()
+        cost += weights.room * (free_before - self._largest_free(memory))
+        if state.baseline:
+            before = self._displaced(state, state.fixed)
+            after = self._displaced(state, state.fixed | created)
+            cost += weights.baseline * (after - before)
+        return cost
+
+    def _to_whole(self, state: State, free_before: int) -> Iterator[Option]:
+        cost = self._mode_cost(state) + self._weights.destroy * state.idle.bit_count()
+        lost = (self._shape.placements[n].size for n in self._shape.numbers(state.baseline))
+        cost += self._weights.baseline * sum(lost)
+        cost += self._weights.room * free_before
+        if (loss := self._bearable(state, 0, state.idle)) is not None:
+            use = self._use(state, 0, state.idle)
             yield Option(self._whole(state), cost, 0, state.idle, mig=False, loss=loss, use=use)
 
     def _from_whole(self, state: State) -> Iterator[Option]:
         for created in self._shape.additions(0, self._among):
-            if created:
+            if created and (loss := self._bearable(state, created, 0)) is not None:
                 cost = self._mode_cost(state) + self._weights.create * created.bit_count()
-                loss, use = self._loss(state, created, 0), self._use(state, created, 0)
+                use = self._use(state, created, 0)
                 yield Option(self._supply(created), cost, created, loss=loss, use=use)
 
     def _mode_cost(self, state: State) -> int:
         cost = self._weights.publish + self._weights.mode
         return cost + self._weights.reset if state.resets else cost
 
-    def _keepable(self, new: int, idle: int) -> Iterator[int]:
+    def _keepable(self, fixed: int, created: int, idle: int) -> Sequence[int]:
         """The largest sets of idle placements that can stay beside what is new."""
-        clear = idle
-        for number in self._shape.numbers(new):
-            clear &= ~self._shape.overlapping[number]
-        if not clear:
-            yield 0
-            return
-        if self._shape.fits(new | clear):
-            yield clear
-            return
+        new, clear = fixed | created, idle & ~self._shape.blocked(created)
+        if not clear or self._shape.fits(new | clear):
+            return (clear,)
         fitting = sorted(self._shape.additions(new, clear), key=int.bit_count, reverse=True)
         largest: list[int] = []
         for kept in fitting:
             if not any(kept & other == kept for other in largest):
                 largest.append(kept)
-                yield kept
+        return largest
 
     def _supply(self, code: int) -> Supply:
         supply = [0] * self._width
@@ -237,7 +279,11 @@ class OptionTable:
 
     def _largest_free(self, memory: int) -> int:
         """Memory slices of the largest placement that is clear of the mask."""
-        return next((size for size, mask in self._by_size if not mask & memory), 0)
+        found = self._free.get(memory)
+        if found is None:
+            found = next((size for size, mask in self._by_size if not mask & memory), 0)
+            self._free[memory] = found
+        return found
 
     def _displaced(self, state: State, code: int) -> int:
         """Memory slices of the baseline's placements that cannot be beside the set."""
@@ -266,7 +312,7 @@ def _unbeaten(options: Sequence[Option]) -> tuple[Option, ...]:
 def _beats(one: Option, other: Option) -> bool:
     """For one that costs no more."""
     return (
-        all(a >= b for a, b in zip(one.supply, other.supply, strict=True))
-        and all(a <= b for a, b in zip(one.loss, other.loss, strict=True))
-        and all(a <= b for a, b in zip(one.use, other.use, strict=True))
+        all(map(ge, one.supply, other.supply))
+        and all(map(le, one.loss, other.loss))
+        and all(map(le, one.use, other.use))
     )

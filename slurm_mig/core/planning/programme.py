@@ -24,13 +24,18 @@ docs/planner.md explains it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import sub
+from typing import NamedTuple
 
 from slurm_mig.core.planning.options import Offer
 
 Entries = list[tuple[int, int]]
 """(column, coefficient) of a row."""
+
+INFINITE = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,7 @@ class GpuClass:
     pool: int
     count: int
     offers: tuple[Offer, ...]
+    """The first is to stay as it is, which costs and loses nothing."""
     hulls: int = -1
     """Those with the same number share what hulls can spare: a pool's, or one node's."""
     node: int = -1
@@ -48,8 +54,7 @@ class GpuClass:
     """Those with the same number share a node group's limits; -1: none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """What one component of a job needs: `wants` on each of `nodes` nodes of these pools."""
 
     wants: tuple[tuple[int, int], ...]
@@ -63,8 +68,7 @@ class Part:
     """By pool, the nodes among which it chooses, where that matters."""
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(NamedTuple):
     """Jobs that ask for the same in the same places. Only their value differs: `tiers` are
     (value, jobs) pairs, the most valuable first."""
 
@@ -89,12 +93,14 @@ class Programme:
 
 @dataclass
 class Matrix:
-    """Columns and rows for a solver that minimises."""
+    """Columns and rows for a solver that minimises; rows stand one after the other."""
 
     cost: list[float] = field(default_factory=list)
     upper: list[float] = field(default_factory=list)
     whole: list[bool] = field(default_factory=list)
-    rows: list[Entries] = field(default_factory=list)
+    starts: list[int] = field(default_factory=lambda: [0])
+    indexes: list[int] = field(default_factory=list)
+    values: list[int] = field(default_factory=list)
     row_lower: list[float] = field(default_factory=list)
     row_upper: list[float] = field(default_factory=list)
 
@@ -105,9 +111,19 @@ class Matrix:
         return len(self.cost) - 1
 
     def row(self, lower: float, upper: float, entries: Entries) -> None:
-        self.rows.append(entries)
+        for column, value in entries:
+            self.indexes.append(column)
+            self.values.append(value)
+        self.starts.append(len(self.indexes))
         self.row_lower.append(lower)
         self.row_upper.append(upper)
+
+    @property
+    def rows(self) -> Iterator[Entries]:
+        """The entries of each row."""
+        for start, end in itertools.pairwise(self.starts):
+            here = zip(self.indexes[start:end], self.values[start:end], strict=True)
+            yield list(here)
 
 
 @dataclass(frozen=True)
@@ -131,83 +147,113 @@ class Columns:
     """Where the programme's variables are in the matrix."""
 
     x: list[list[int]] = field(default_factory=list)
+    """For each offer but the first: the other GPUs of the class stay as they are."""
     y: list[list[int]] = field(default_factory=list)
     z: list[list[dict[int, int]]] = field(default_factory=list)
 
 
-def matrix(programme: Programme) -> tuple[Matrix, Columns]:
+Rows = dict[tuple[int, int], Entries]
+"""Rows in the making, by two numbers."""
+
+
+class _Building:
     """The programme as a matrix, in an order that depends on nothing but its own order."""
-    built, columns = Matrix(), Columns()
-    supply: dict[tuple[int, int], Entries] = {}
-    loss: dict[tuple[int, int], Entries] = {}
-    use: dict[tuple[int, int], Entries] = {}
-    of_node: dict[tuple[int, int], Entries] = {}
-    for group in programme.classes:
-        mine = [built.column(cost, group.count, whole=True) for *_, cost in group.offers]
-        columns.x.append(mine)
-        built.row(group.count, group.count, [(c, 1) for c in mine])
-        for column, (offered, lost, used, _) in zip(mine, group.offers, strict=True):
-            kinds = [
-                (supply, offered, group.pool),
-                (loss, lost, group.hulls),
-                (use, used, group.budget),
-            ]
+
+    def __init__(self, programme: Programme) -> None:
+        self.matrix, self.columns = Matrix(), Columns()
+        self._programme = programme
+        self._supply: Rows = {}
+        self._loss: Rows = {}
+        self._use: Rows = {}
+        self._supply_on: Rows = {}
+        self._demand: Rows = {}
+        self._demand_on: Rows = {}
+        self._there: Counter[tuple[int, int]] = Counter()
+        """What is offered if nothing changes, by pool and type."""
+        self._there_on: Counter[tuple[int, int]] = Counter()
+        """The same by node."""
+
+    def build(self) -> None:
+        for group in self._programme.classes:
+            self._class(group)
+        for wanted in self._programme.groups:
+            self._group(wanted)
+        for key in sorted(self._loss):
+            self.matrix.row(-INFINITE, self._programme.spare[key], self._loss[key])
+        for key in sorted(self._use):
+            self.matrix.row(-INFINITE, self._programme.limits[key], self._use[key])
+        for (pool, gres_type, number), most in sorted(self._programme.together.items()):
+            wanting = self._demand.get((pool, gres_type), [])
+            several = [(column, -n // number) for column, n in wanting if -n >= number]
+            if several:
+                self.matrix.row(-INFINITE, most, several)
+        self._balance(self._demand_on, self._supply_on, self._there_on)
+        self._balance(self._demand, self._supply, self._there)
+
+    def _balance(self, demand: Rows, supply: Rows, there: Mapping[tuple[int, int], int]) -> None:
+        """No more is taken than is offered."""
+        for key in sorted(demand):
+            self.matrix.row(-there[key], INFINITE, [*supply.get(key, ()), *demand[key]])
+
+    def _class(self, group: GpuClass) -> None:
+        offered, *_ = group.offers[0]
+        for n, count in enumerate(offered):
+            if count:
+                self._there[group.pool, n] += count * group.count
+                if group.node >= 0:
+                    self._there_on[group.node, n] += count * group.count
+        mine = []
+        for supply, lost, used, cost in group.offers[1:]:
+            column = self.matrix.column(cost, group.count, whole=True)
+            mine.append(column)
+            more = list(map(sub, supply, offered)) if any(offered) else supply
+            _note(self._supply, group.pool, more, column)
+            _note(self._loss, group.hulls, lost, column)
+            _note(self._use, group.budget, used, column)
             if group.node >= 0:
-                kinds.append((of_node, offered, group.node))
-            for rows, counts, of in kinds:
-                for gres_type, count in enumerate(counts):
-                    if count:
-                        rows.setdefault((of, gres_type), []).append((column, count))
-    for key in sorted(loss):
-        built.row(-float("inf"), programme.spare[key], loss[key])
-    for key in sorted(use):
-        built.row(-float("inf"), programme.limits[key], use[key])
-    demand: dict[tuple[int, int], Entries] = {}
-    on_node: dict[tuple[int, int], Entries] = {}
-    for wanted in programme.groups:
-        _add_group(built, columns, wanted, demand, on_node)
-    for (pool, gres_type, number), most in sorted(programme.together.items()):
-        wanting = demand.get((pool, gres_type), [])
-        several = [(column, n // number) for column, n in wanting if n >= number]
-        if several:
-            built.row(-float("inf"), most, several)
-    for key in sorted(on_node):
-        entries = [*of_node.get(key, []), *((c, -n) for c, n in on_node[key])]
-        built.row(0, float("inf"), entries)
-    for key in sorted(demand):
-        built.row(0, float("inf"), [*supply.get(key, []), *((c, -n) for c, n in demand[key])])
-    return built, columns
+                _note(self._supply_on, group.node, more, column)
+        self.columns.x.append(mine)
+        if len(mine) > 1:
+            self.matrix.row(-INFINITE, group.count, [(column, 1) for column in mine])
 
+    def _group(self, wanted: Group) -> None:
+        simple = len(wanted.parts) == 1 and wanted.parts[0].nodes == 1
+        tiers = [self.matrix.column(-value, jobs, whole=not simple) for value, jobs in wanted.tiers]
+        self.columns.y.append(tiers)
+        most = sum(jobs for _, jobs in wanted.tiers)
+        self.columns.z.append([self._part(p, most * p.nodes, tiers) for p in wanted.parts])
 
-def _add_group(
-    built: Matrix,
-    columns: Columns,
-    wanted: Group,
-    demand: dict[tuple[int, int], Entries],
-    on_node: dict[tuple[int, int], Entries],
-) -> None:
-    simple = len(wanted.parts) == 1 and wanted.parts[0].nodes == 1
-    tiers = [built.column(-value, jobs, whole=not simple) for value, jobs in wanted.tiers]
-    columns.y.append(tiers)
-    most = sum(jobs for _, jobs in wanted.tiers)
-    places: list[dict[int, int]] = []
-    for part in wanted.parts:
-        limits = part.most or (most * part.nodes,) * len(part.pools)
+    def _part(self, part: Part, most: int, tiers: Sequence[int]) -> dict[int, int]:
+        """The shares of one part by pool: as many as its jobs have together, `most` at most."""
+        limits = part.most or (most,) * len(part.pools)
         mine = {
-            pool: built.column(0, min(most * part.nodes, limit), whole=True)
+            pool: self.matrix.column(0, min(most, limit), whole=True)
             for pool, limit in zip(part.pools, limits, strict=True)
         }
-        places.append(mine)
-        built.row(0, 0, [*((c, 1) for c in mine.values()), *((t, -part.nodes) for t in tiers)])
+        served = ((tier, -part.nodes) for tier in tiers)
+        self.matrix.row(0, 0, [*((column, 1) for column in mine.values()), *served])
         for pool, column in mine.items():
             for gres_type, count in part.wants:
-                demand.setdefault((pool, gres_type), []).append((column, count))
+                self._demand.setdefault((pool, gres_type), []).append((column, -count))
         for pool, nodes in zip(part.pools, part.apart, strict=False):
-            here = [(node, built.column(0, most, whole=True)) for node in nodes]
-            built.row(0, 0, [(mine[pool], -1), *((column, 1) for _, column in here)])
+            here = [(node, self.matrix.column(0, most, whole=True)) for node in nodes]
+            self.matrix.row(0, 0, [(mine[pool], -1), *((column, 1) for _, column in here)])
             for (node, column), (gres_type, count) in itertools.product(here, part.wants):
-                on_node.setdefault((node, gres_type), []).append((column, count))
-    columns.z.append(places)
+                self._demand_on.setdefault((node, gres_type), []).append((column, -count))
+        return mine
+
+
+def _note(rows: Rows, of: int, counts: Sequence[int], column: int) -> None:
+    for n, count in enumerate(counts):
+        if count:
+            rows.setdefault((of, n), []).append((column, count))
+
+
+def matrix(programme: Programme) -> tuple[Matrix, Columns]:
+    """The programme as a matrix, and where its variables are in it."""
+    building = _Building(programme)
+    building.build()
+    return building.matrix, building.columns
 
 
 def solution(
@@ -215,7 +261,11 @@ def solution(
 ) -> Solution:
     """What a solver's values mean. The value is counted again, in whole numbers."""
     amount = [round(v) for v in values]
-    options = tuple(tuple(amount[c] for c in mine) for mine in columns.x)
+    options = tuple(
+        (group.count - sum(taken), *taken)
+        for group, mine in zip(programme.classes, columns.x, strict=True)
+        for taken in [[amount[c] for c in mine]]
+    )
     served = tuple(sum(amount[c] for c in mine) for mine in columns.y)
     spread = tuple(
         tuple({pool: n for pool, c in part.items() if (n := amount[c])} for part in parts)
@@ -230,7 +280,7 @@ def solution(
         for group, taken in zip(programme.classes, options, strict=True)
         for (*_, cost), n in zip(group.offers, taken, strict=True)
     )
-    return Solution(options, served, spread, value, gap, len(size.cost), len(size.rows))
+    return Solution(options, served, spread, value, gap, len(size.cost), len(size.row_lower))
 
 
 def _tiers(group: Group, count: int) -> list[tuple[int, int, int]]:

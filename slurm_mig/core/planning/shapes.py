@@ -8,10 +8,17 @@ profile and the media engines (of which there is one set) are counted as placeme
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 from slurm_mig.core.model import Layout, Placement, Profile
+
+
+@functools.lru_cache(maxsize=64)
+def shape_of(profiles: tuple[Profile, ...]) -> Shape:
+    """The shape of these profiles, one for a process."""
+    return Shape(profiles)
 
 
 class Shape:
@@ -33,6 +40,7 @@ class Shape:
             name: self._bits(p for p in self.placements if p.profile == name)
             for name in self.profiles
         }
+        self._blocked: dict[int, int] = {}
 
     def _bits(self, placements: Iterable[Placement]) -> int:
         return sum(self.bit[p] for p in placements)
@@ -61,6 +69,16 @@ class Shape:
             else 0
             for p in self.placements
         ]
+
+    def blocked(self, code: int) -> int:
+        """The bits of a set and of every placement that shares a memory slice with one of it."""
+        found = self._blocked.get(code)
+        if found is None:
+            found = code
+            for number in self.numbers(code):
+                found |= self.overlapping[number]
+            self._blocked[code] = found
+        return found
 
     def code(self, layout: Iterable[Placement]) -> int:
         """The set as a number. Raises KeyError for a placement that the model does not have."""
@@ -107,19 +125,16 @@ class Shape:
 
     def additions(self, fixed: int, among: int) -> Iterator[int]:
         """Every set of placements of `among` that fits beside `fixed`, the empty one first."""
-        blocked = fixed
-        for number in self.numbers(fixed):
-            blocked |= self.overlapping[number]
-        candidates = list(self.numbers(among & ~blocked))
-
-        def extend(added: int, used: int, first: int) -> Iterator[int]:
+        candidates = list(self.numbers(among & ~self.blocked(fixed)))
+        # What was added, its compute slices, and the first candidate that may come next.
+        todo = [(0, self.compute_of(fixed), 0)]
+        while todo:
+            added, used, first = todo.pop()
             yield added
-            for n in range(first, len(candidates)):
+            for n in range(len(candidates) - 1, first - 1, -1):
                 number = candidates[n]
                 if self.addable(fixed | added, used, number):
-                    yield from extend(added | 1 << number, used + self.compute[number], n + 1)
-
-        return extend(0, self.compute_of(fixed), 0)
+                    todo.append((added | 1 << number, used + self.compute[number], n + 1))
 
     def layouts(self, profiles: Iterable[str] | None = None) -> Iterator[int]:
         """Every non-empty layout of a GPU, only of `profiles` if they are given."""
