@@ -7,7 +7,6 @@ gpu jobs and a reconfigure; afterwards the count never changes. Called by `slurm
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,9 +15,8 @@ from typing import Any, Protocol
 
 from slurm_mig.core import conditions, drift, geometry, ownership, slots
 from slurm_mig.core.model import Gpu, Instance, SlurmNode, is_filler
-from slurm_mig.core.records import ManagedNode, NodeFacts
+from slurm_mig.core.records import REASON, ManagedNode, NodeFacts
 from slurm_mig.errors import BusyError, ConfigError, SlurmMigError, UnreachableError, UsageError
-from slurm_mig.noderun import REASON
 from slurm_mig.ports import Clock, Cluster, Nodes
 
 log = logging.getLogger(__name__)
@@ -394,10 +392,7 @@ class Enrolment:
                 self._commit(before, names)
                 self._cluster.reconfigure()
             for name in fenced:
-                self._cluster.resume(name)
-                # Without a registration nothing starts there for a while. The first error counts.
-                with contextlib.suppress(SlurmMigError):
-                    self._nodes.announce(name)
+                self._resume(name)
             raise
         for name in names:
             self._release(name, timing)
@@ -444,9 +439,13 @@ class Enrolment:
                 raise UnreachableError(f"{name} did not register as wanted: {seen}")
             self._clock.sleep(POLL_S)
 
-    def _release(self, name: str, timing: Timing) -> None:
+    def _resume(self, name: str) -> None:
+        """Out of FAIL, so that the node needs no registration before it is used again."""
+        self._cluster.loosen(name)
         self._cluster.resume(name)
-        self._nodes.announce(name)
+
+    def _release(self, name: str, timing: Timing) -> None:
+        self._resume(name)
         self._wait_for(name, lambda n: not n.states & {"NOT_RESPONDING", "DRAIN"}, timing.settle_s)
         log.info("%s: released", name)
 

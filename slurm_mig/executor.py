@@ -15,9 +15,10 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from slurm_mig.core.fences import ours
 from slurm_mig.core.model import NodeChange
 from slurm_mig.core.policy import ago
-from slurm_mig.core.records import ManagedNode, Phase, Transaction
+from slurm_mig.core.records import REASON, ManagedNode, Phase, Transaction
 from slurm_mig.core.transitions import Situation, Step, steps
 from slurm_mig.errors import (
     ArrangementError,
@@ -30,7 +31,7 @@ from slurm_mig.errors import (
     SlurmMigError,
     UnreachableError,
 )
-from slurm_mig.noderun import REASON, Limits, NodeRun, Ports, ours
+from slurm_mig.noderun import Limits, NodeRun, Ports
 from slurm_mig.ports import Clock, Cluster, Files, Nodes, Store
 
 log = logging.getLogger(__name__)

@@ -8,11 +8,11 @@ not ours.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from slurm_mig.core import arrangement, ownership, publish, slots
+from slurm_mig.core.fences import KEPT_AWAY, lost, orphaned, ours, refused
 from slurm_mig.core.layouts import steps
 from slurm_mig.core.model import Gpu, NodeChange, Slots, SlurmNode
 from slurm_mig.core.records import ManagedNode, NodeFacts, Phase, Transaction
@@ -21,12 +21,6 @@ from slurm_mig.errors import BusyError, GoneError, SlurmMigError, UnreachableErr
 from slurm_mig.ports import Clock, Cluster, Files, Nodes, Store
 
 log = logging.getLogger(__name__)
-
-REASON = "slurm-mig"
-"""Every reason that we put on a node starts with this word and a colon."""
-
-REFUSED_REGISTRATION = re.compile(r"gres/gpu\S* (count|type) (too low|changed|reported lower)")
-"""slurmctld's own reasons for INVALID_REG (source: interfaces/gres.c)."""
 
 POLL_S = 0.005
 LONGEST_POLL_S = 0.2
@@ -65,29 +59,6 @@ class Ports:
     clock: Clock
     limits: Limits
     by_reconfigure: bool
-
-
-def orphaned(node: SlurmNode) -> bool:
-    """True for a drain that is ours or slurmctld's own for a refused registration, when no
-    transaction is open: the record of a release was lost, or an old file came back."""
-    if "DRAIN" not in node.states:
-        return False
-    words = bool(REFUSED_REGISTRATION.search(node.reason))
-    return node.reason.startswith(f"{REASON}:") or (words and "INVALID_REG" in node.states)
-
-
-def ours(node: SlurmNode, transaction: Transaction) -> bool:
-    """True if the node's drain is the one of this transaction.
-
-    slurmctld itself overwrites the reason when a registration is refused between our two
-    registrations: on a node whose transaction has touched it, its words are part of ours. (Not only
-    while it publishes: one that is recovered begins again with the reshape.)
-    """
-    if "DRAIN" not in node.states:
-        return False
-    if node.reason.startswith(transaction.reason):
-        return True
-    return transaction.touched and bool(REFUSED_REGISTRATION.match(node.reason))
 
 
 class NodeRun:
@@ -136,7 +107,7 @@ class NodeRun:
         self._at.store.save_transaction(self.transaction)
         # Looked at last: between this and the drain is one call, in which his would be overwritten.
         before = self._at.cluster.watch(self.name)
-        if "DRAIN" in before.states and not orphaned(before):
+        if before.states & KEPT_AWAY and not orphaned(before):
             raise BusyError(f"{self.name} was drained by somebody else: {before.reason}")
         log.info("%s: fencing for %s", self.name, self.transaction.id)
         self.fenced_at = self._at.clock.elapsed()
@@ -156,8 +127,8 @@ class NodeRun:
         if ours(node, self.transaction):
             return
         if not self.touched:
-            raise BusyError(f"{self.name} was changed by somebody else: {_drain_of(node)}")
-        if "DRAIN" not in node.states and "DOWN" not in node.states:
+            raise BusyError(f"{self.name} was changed by somebody else: {lost(node)}")
+        if not node.states & KEPT_AWAY:
             log.warning("%s was resumed by somebody else in the middle: fenced again", self.name)
             self._at.cluster.drain(self.name, self.transaction.reason)
             self.look_again()
@@ -170,7 +141,7 @@ class NodeRun:
         while True:
             node = self._at.cluster.node(self.name)
             if not (self.theirs or ours(node, self.transaction)):
-                raise BusyError(f"{self.name} was changed by somebody else: {_drain_of(node)}")
+                raise BusyError(f"{self.name} was changed by somebody else: {lost(node)}")
             facts = self._observe()
             waiting = _unsettled(node, facts)
             if not waiting:
@@ -356,7 +327,7 @@ class NodeRun:
     def _say_the_reason_again(self) -> None:
         """slurmctld put its own words in the reason's place: whose the drain is stays as it was."""
         node = self._at.cluster.watch(self.name)
-        if REFUSED_REGISTRATION.search(node.reason):
+        if refused(node):
             self._at.cluster.drain(self.name, self.theirs or self.transaction.reason)
 
     def _wait(self, ready: Callable[[SlurmNode], bool], what: str) -> SlurmNode:
@@ -382,21 +353,40 @@ class NodeRun:
             self._at.clock.sleep(pause_s(waited))
 
     def release(self) -> None:
-        """Resume, have slurmd register at once, and wait until slurmctld can reach it.
+        """Resume, and see that slurmctld can reach the node.
 
-        Without the registration nothing starts on the node until its next ping, and a running
-        job's new step can hang (measured: up to 11 s beside an unreachable node).
+        Out of FAIL, not out of DRAIN: out of DRAIN slurmctld would not count it as responding
+        until it registers again, and a running job that asks for its first step meanwhile waits
+        two minutes for it (docs/facts.md).
         """
         node = self._at.cluster.watch(self.name)
+        if ours(node, self.transaction):
+            node = self._loosened()
         if ours(node, self.transaction):
             self._at.cluster.resume(self.name)
             self.resumed = True
             self._marks["fenced"] = self._fenced_s()
-        elif node.states & {"DRAIN", "DOWN"}:
+        elif node.states & KEPT_AWAY:
             self.theirs = node.reason or "no reason given"
         if not self.theirs:
             self.see_it_respond()
         self.seen = replace(self.seen, released=True)
+
+    def _loosened(self) -> SlurmNode:
+        """The node with our fence as FAIL, or as an administrator's hand left it meanwhile.
+
+        What he did between our look and `loosen` is FAIL as well: his drain, with his reason, is
+        made a drain again; what he resumed, with no reason left, is resumed.
+        """
+        self._at.cluster.loosen(self.name)
+        node = self._at.cluster.watch(self.name)
+        if "FAIL" not in node.states:
+            return node
+        if node.reason:
+            self._at.cluster.drain(self.name, node.reason)
+        else:
+            self._at.cluster.resume(self.name)
+        return self._at.cluster.watch(self.name)
 
     def _fenced_s(self) -> float:
         """From the drain to now; of a fence that another process made, by the clock."""
@@ -405,8 +395,10 @@ class NodeRun:
         return max(0.0, self._at.clock.now() - self.transaction.started)
 
     def see_it_respond(self) -> None:
-        """Have slurmd register, and wait until slurmctld counts it as responding."""
-        self._at.nodes.announce(self.name)
+        """Wait until slurmctld counts the node as responding. It does, unless somebody resumed it
+        out of DRAIN or slurmctld has just started: then slurmd registers at once."""
+        if "NOT_RESPONDING" in self._at.cluster.watch(self.name).states:
+            self._at.nodes.announce(self.name)
         self._wait(
             lambda n: not n.states & {"NOT_RESPONDING", "DRAIN", "INVALID_REG"},
             "the node to respond after its release",
@@ -426,10 +418,6 @@ def _unsettled(node: SlurmNode, facts: NodeFacts) -> list[str]:
         *(f"{hook} runs" for hook in facts.hooks),
         *(f"job {job} has no slurmstepd yet" for job in starting),
     ]
-
-
-def _drain_of(node: SlurmNode) -> str:
-    return f"drained: {node.reason}" if "DRAIN" in node.states else "its drain was lifted"
 
 
 def _describe(change: NodeChange) -> str:

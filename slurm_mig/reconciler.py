@@ -24,6 +24,7 @@ from slurm_mig.core import (
     slots,
     submit,
 )
+from slurm_mig.core.fences import orphaned
 from slurm_mig.core.model import (
     Gpu,
     JobRequest,
@@ -39,7 +40,6 @@ from slurm_mig.core.records import CycleReport, ManagedNode, NodeFacts, Phase, T
 from slurm_mig.errors import SlurmMigError, UsageError
 from slurm_mig.executor import Executor, Outcome
 from slurm_mig.mending import Mending
-from slurm_mig.noderun import orphaned
 from slurm_mig.ports import Clock, Cluster, Files, Nodes, Store
 
 log = logging.getLogger(__name__)

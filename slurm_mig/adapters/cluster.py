@@ -27,6 +27,7 @@ from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
 from slurm_mig.adapters.nodesets import expand
 from slurm_mig.core import demand, preemption
 from slurm_mig.core.model import Allocation, JobRequest, Reservation, SlurmNode
+from slurm_mig.core.records import REASON
 from slurm_mig.errors import GoneError, SlurmMigError, UnreachableError
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,15 @@ class PyslurmCluster:
     def drain(self, node: str, reason: str) -> None:
         with _translated(f"draining {node}"):
             pyslurm.Node(node).modify(pyslurm.Node(state="DRAIN", reason=reason))
+
+    def loosen(self, node: str) -> None:
+        """DRAIN becomes FAIL, which keeps jobs away as well; the reason stays. To be resumed next.
+
+        Out of DRAIN `resume` leaves the node NOT_RESPONDING until it registers again, out of FAIL
+        not (source: node_mgr.c `update_node`, 24.11 and 26.05).
+        """
+        with _translated(f"releasing {node}"):
+            pyslurm.Node(node).modify(pyslurm.Node(state="FAIL"))
 
     def resume(self, node: str) -> None:
         with _translated(f"resuming {node}"):
@@ -228,7 +238,7 @@ def _in_order(nodes: str | None) -> list[str]:
 def _node(node: Any, held: _Held, reservations: Iterable[Reservation]) -> SlurmNode:
     return SlurmNode(
         name=node.name,
-        states=frozenset(node.state.split("+")),
+        states=_states(node),
         reason=node.reason or "",
         gres={
             key.partition(":")[2]: int(count)
@@ -247,6 +257,14 @@ def _node(node: Any, held: _Held, reservations: Iterable[Reservation]) -> SlurmN
         reservations=tuple(reservations),
         slurmd_start=int(node.slurmd_start_time or 0),
     )
+
+
+def _states(node: Any) -> frozenset[str]:
+    """A fence of ours that was being lifted when we ended (`loosen`) is still our fence."""
+    states = frozenset(node.state.split("+"))
+    if "FAIL" in states and (node.reason or "").startswith(f"{REASON}:"):
+        return states - {"FAIL"} | {"DRAIN"}
+    return states
 
 
 def _preemption() -> preemption.Rules:

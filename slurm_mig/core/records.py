@@ -21,6 +21,9 @@ from slurm_mig.core.model import (
 )
 from slurm_mig.core.ownership import Outside
 
+REASON = "slurm-mig"
+"""Every reason that we put on a node starts with this word and a colon."""
+
 
 @dataclass(frozen=True)
 class Card:

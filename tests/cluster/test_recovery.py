@@ -24,8 +24,8 @@ POINTS = (
     "nodes.publish",
     "store.save_managed",
     "before:release",
+    "cluster.loosen",
     "cluster.resume",
-    "nodes.announce",
 )
 
 

@@ -25,7 +25,14 @@ from slurm_mig.core.model import (
     is_filler,
 )
 from slurm_mig.core.ownership import Outside
-from slurm_mig.core.records import CycleReport, ManagedNode, NodeFacts, Pause, Transaction
+from slurm_mig.core.records import (
+    REASON,
+    CycleReport,
+    ManagedNode,
+    NodeFacts,
+    Pause,
+    Transaction,
+)
 from slurm_mig.errors import SlurmMigError
 from slurm_mig.executor import Executor
 from slurm_mig.noderun import Limits
@@ -70,7 +77,9 @@ class World:
     reason: str = ""
     refused: bool = False
     silent: bool = False
-    """NOT_RESPONDING: resumed and not registered since."""
+    """NOT_RESPONDING: resumed out of DRAIN and not registered since."""
+    loose: bool = False
+    """The fence is FAIL, not DRAIN."""
     transaction: Transaction | None = None
     report: CycleReport | None = None
     names: list[str] = field(default_factory=list)
@@ -164,7 +173,8 @@ class FakeCluster:
     def node(self, name: str) -> SlurmNode:
         w = self.w
         states = {"MIXED" if w.jobs else "IDLE"}
-        states |= {"DRAIN"} if w.drained else set()
+        ours = w.reason.startswith(f"{REASON}:")  # as the adapter shows our own FAIL
+        states |= {"FAIL" if w.loose and not ours else "DRAIN"} if w.drained else set()
         states |= {"INVALID_REG"} if w.refused else set()
         states |= {"NOT_RESPONDING"} if w.silent else set()
         held = tuple(Allocation(job, "alice", indexes) for job, indexes in w.jobs.items())
@@ -184,13 +194,20 @@ class FakeCluster:
 
     def drain(self, node: str, reason: str) -> None:
         def effect() -> None:
-            self.w.drained, self.w.reason = True, reason
+            self.w.drained, self.w.loose, self.w.reason = True, False, reason
 
         self.w.change("drain", effect)
 
+    def loosen(self, node: str) -> None:
+        def effect() -> None:
+            self.w.drained = self.w.loose = True
+
+        self.w.change("loosen", effect)
+
     def resume(self, node: str) -> None:
         def effect() -> None:
-            self.w.drained, self.w.reason, self.w.silent = False, "", True
+            self.w.silent = self.w.silent or not self.w.loose
+            self.w.drained, self.w.loose, self.w.reason = False, False, ""
 
         self.w.change("resume", effect)
 

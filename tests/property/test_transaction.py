@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from slurm_mig.core import geometry, slots
 from slurm_mig.core.layouts import Cut
 from slurm_mig.core.model import GpuChange, Layout, NodeChange, Placement, SlurmNode
+from slurm_mig.core.ownership import Outside
 from slurm_mig.core.records import ManagedNode, Phase
 from slurm_mig.core.transitions import Situation, Step, broken, next_step, steps
 from slurm_mig.errors import DriftError, InvariantError
@@ -116,7 +117,7 @@ def hand(world: World, done: list[int]) -> Callable[[], None]:
 
     def drain() -> None:
         done.append(world.moments)
-        world.drained, world.reason = True, "fan is loud"
+        world.drained, world.loose, world.reason = True, False, "fan is loud"
 
     return drain
 
@@ -126,7 +127,8 @@ def hand(world: World, done: list[int]) -> Callable[[], None]:
 def test_a_drain_of_somebody_else_at_every_moment_stays(case: Case) -> None:
     plain = case.world()
     until_done(plain, case)
-    for moment in range(1, plain.moments):
+    # After each change, and between our look and the one that makes FAIL of the fence.
+    for moment in (*range(1, plain.moments), -1 - plain.names.index("loosen")):
         done: list[int] = []
         world = case.world()
         world.happen = {moment: hand(world, done)}
@@ -149,6 +151,18 @@ def test_nvml_fails_at_every_change(case: Case, which: int) -> None:
     end(world)
     offered = {d.placement for d in world.slurmd if d.placement}
     assert offered == set(world.gpus.gpu(0).layout)
+
+
+def test_what_is_not_slurms_is_looked_at_once_more() -> None:
+    """A change that no plan makes: an instance was given away since."""
+    world = CASE.world()
+    given = Outside("containers", 0, tuple(CASE.start))
+    world.managed = replace(world.managed, outside=(given,))
+    outcome = world.executor().reshape(world.managed, CASE.change())
+    assert outcome.phase is Phase.ABANDONED
+    assert "containers's in the way" in outcome.note
+    assert world.gpus.gpu(0).layout == CASE.start
+    assert end(world)
 
 
 class Refusing(FakeCluster):
