@@ -70,7 +70,7 @@ MUTANTS = (
         "tests/unit/test_values.py::test_the_release_comes_last_of_all",
     ),
     Mutant(
-        5, "every drain is taken for ours", "slurm_mig/noderun.py",
+        5, "every drain is taken for ours", "slurm_mig/core/fences.py",
         "    if node.reason.startswith(transaction.reason):\n        return True\n",
         "    return True\n",
         "tests/cluster/test_ownership.py::test_a_hand_in_the_middle",
@@ -90,13 +90,14 @@ MUTANTS = (
     ),
     Mutant(
         5, "a drain made between the journal and ours is not looked for", "slurm_mig/noderun.py",
-        '        if "DRAIN" in before.states and not orphaned(before):\n',
+        "        if before.states & KEPT_AWAY and not orphaned(before):\n",
         "        if False:\n",
         "tests/property/test_transaction.py",
     ),
     Mutant(
-        6, "slurmctld's words after a crash are taken for somebody else's", "slurm_mig/noderun.py",
-        "    return transaction.touched and bool(REFUSED_REGISTRATION.match(node.reason))\n",
+        6, "slurmctld's words after a crash are taken for somebody else's",
+        "slurm_mig/core/fences.py",
+        "    return transaction.touched and _REFUSED.match(node.reason) is not None\n",
         "    return False\n",
         "tests/property/test_transaction.py",
     ),
@@ -117,6 +118,30 @@ MUTANTS = (
         "absent = sorted(t for t in (*possible, ZERO) if t not in tally)",
         "absent = [ZERO]",
         "tests/cluster/test_ownership.py::test_an_old_state_of_our_files_costs_no_job",
+    ),
+    Mutant(
+        4, "resumed so that the node does not respond at first", "slurm_mig/noderun.py",
+        "            node = self._loosened()\n",
+        "            pass\n",
+        "tests/cluster/test_first_step.py::test_no_reshape_makes_a_node_silent",
+    ),
+    Mutant(
+        5, "a drain made while the fence becomes FAIL is lifted", "slurm_mig/noderun.py",
+        "            self._at.cluster.drain(self.name, node.reason)\n        else:\n",
+        "            self._at.cluster.resume(self.name)\n        else:\n",
+        "tests/property/test_transaction.py",
+    ),
+    Mutant(
+        9, "instances that are not Slurm's are offered", "slurm_mig/core/slots.py",
+        "own = (i for i in gpu.instances if not i.owner)",
+        "own = gpu.instances",
+        "tests/cluster/test_outside.py::test_slurm_is_offered_the_rest",
+    ),
+    Mutant(
+        9, "no last look whose the instances are", "slurm_mig/noderun.py",
+        "        self._refuse_foreign()\n",
+        "",
+        "tests/property/test_transaction.py",
     ),
 )  # fmt: skip
 
