@@ -96,6 +96,16 @@ def test_a_suspended_job_keeps_its_index_and_is_busy(cluster: ManagedCluster) ->
     cluster.run("scontrol", "resume", str(job))
 
 
+def test_a_suspended_job_that_is_put_back_into_the_queue_is_held(cluster: ManagedCluster) -> None:
+    """Suspending takes its priority, which only its resume would give back."""
+    job = cluster.submit("exec sleep 60", "--gres=gpu:1g.6gb:1", "-w", "a30-1")
+    cluster.wait_job(job, "RUNNING")
+    cluster.run("scontrol", "suspend", str(job))
+    cluster.run("scontrol", "requeue", str(job))
+    assert cluster.wait_job(job, "PENDING")["Reason"] == "JobHeldAdmin"
+    cluster.run("scancel", str(job))
+
+
 def test_a_zero_count_makes_slurmctld_rebuild_the_topology(cluster: ManagedCluster) -> None:
     """Without it, where every old type is still listed, a registration leaves the old one."""
     cluster.run("scontrol", "update", "NodeName=a100-2", "State=DRAIN", "Reason=test")
