@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -19,34 +18,11 @@ from tests.cluster.test_reshape import (
 )
 from tests.testbed.cluster import A100, L40S, NodeSpec
 from tests.testbed.product import CUDA_JOB, ManagedCluster, in_way
+from tests.testbed.ways import NODE, OTHER, WAYS
 
-NODE, OTHER = "a100-1", "mixed-1"
 NODES = (NodeSpec(NODE, (A100,)), NodeSpec(OTHER, (A100, L40S), partitions=("other",)))
 SITE = ("/etc/slurm/slurm.conf", "/etc/slurm/gres.conf")
 OURS = ("/etc/slurm/slurm-mig/nodes.conf", "/etc/slurm/slurm-mig/gres.conf")
-AT_ONCE = "reconfigure_interval_s: 0"
-
-WAYS: dict[str, dict[str, Any]] = {
-    "shared, reconfigure": {"configuration": in_way("shared", "reconfigure", AT_ONCE)},
-    "per-host, node": {
-        "configuration": in_way("per-host", "node"),
-        "own_files": (NODE, OTHER),
-    },
-    "per-host, reconfigure": {
-        "configuration": in_way("per-host", "reconfigure", AT_ONCE),
-        "own_files": (NODE, OTHER),
-    },
-    "configless, reconfigure": {
-        "configuration": in_way("configless", "reconfigure", AT_ONCE),
-        "configless": (NODE, OTHER),
-    },
-    "configless, node": {
-        "configuration": in_way("configless", "node"),
-        "own_files": (NODE,),
-        "configless": (OTHER,),
-    },
-}
-
 PLAIN_JOB = """\
 until [ -e /tmp/jobs/$SLURM_JOB_ID.stop ]; do sleep 0.2; done
 srun true
@@ -60,7 +36,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         "way" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")
     ):
         short = ("per-host, node", "configless, reconfigure")
-        names = WAYS if metafunc.config.option.reshapes > 8 else short
+        every = tuple(way for way in WAYS if way != "shared, node")  # all other tests' way
+        names = every if metafunc.config.option.reshapes > 8 else short
         metafunc.parametrize("way", names, indirect=True, scope="module")
 
 
