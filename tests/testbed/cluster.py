@@ -19,8 +19,8 @@ from subprocess import CompletedProcess
 from types import TracebackType
 from typing import Any
 
-from tests.testbed import accounting
-from tests.testbed.namespaces import ENVIRONMENT, Namespaces, cgroup_version
+from tests.testbed import accounting, hosts
+from tests.testbed.namespaces import Namespaces, cgroup_version
 
 A100 = "NVIDIA A100-SXM4-40GB"
 A30 = "NVIDIA A30"
@@ -112,7 +112,7 @@ class Cluster:
             with ThreadPoolExecutor(HOSTS_AT_ONCE) as pool:
                 list(pool.map(self._start_host, range(len(self.nodes)), self.nodes))
             if self.backup:
-                self._enter_host(self.backup, _SECOND_HEAD, "10.77.0.2")
+                self._enter_host(self.backup, hosts.SECOND_HEAD, "10.77.0.2")
             self._write_site_configuration()
             self.run("munged", user="munge")
             if self.accounting:
@@ -276,11 +276,11 @@ class Cluster:
 
     def _prepare(self) -> None:
         """Folders, hosts, the bridge, and `on-node`."""
-        self.spaces.run(["sh", "-ec", _PREPARE])
-        hosts = ["127.0.0.1 localhost", "10.77.0.1 head"]
-        hosts += [f"10.77.0.{n + 10} {node.name}" for n, node in enumerate(self.nodes)]
-        hosts += [f"10.77.0.2 {self.backup}"] if self.backup else []
-        self.write("/run/hosts", "\n".join(hosts) + "\n")
+        self.spaces.run(["sh", "-ec", hosts.PREPARE])
+        names = ["127.0.0.1 localhost", "10.77.0.1 head"]
+        names += [f"10.77.0.{n + 10} {node.name}" for n, node in enumerate(self.nodes)]
+        names += [f"10.77.0.2 {self.backup}"] if self.backup else []
+        self.write("/run/hosts", "\n".join(names) + "\n")
         # A name that does not exist must fail at once, as it does with a name server that answers:
         # Slurm repeats a temporary failure for 10 s.
         self.write("/run/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n")
@@ -309,7 +309,7 @@ class Cluster:
 
     def _start_host(self, number: int, node: NodeSpec) -> None:
         """A node's namespaces, network and simulated GPUs, cut by the site's own hand."""
-        self._enter_host(node.name, _HOST, f"10.77.0.{number + 10}")
+        self._enter_host(node.name, hosts.HOST, f"10.77.0.{number + 10}")
         gpus = [f"{model}:mig=on:layout={node.layout}" if model in SMALLEST else model
                 for model in node.gpus]  # fmt: skip
         major = re.search(r"(\d+) nvidia-caps", self.read("/proc/devices", node.name))
@@ -443,91 +443,3 @@ def _site_gres(node: NodeSpec) -> dict[str, int]:
         gres_type, count = SMALLEST.get(model, (SITE_TYPES.get(model, "gpu"), 1))
         counts[gres_type] = counts.get(gres_type, 0) + count
     return counts
-
-
-_ENV_WORDS = " ".join(shlex.quote(f"{k}={v}") for k, v in ENVIRONMENT.items())
-
-_PREPARE = f"""
-mount -t tmpfs -o mode=755 tmpfs /run
-mount -t tmpfs -o mode=755 tmpfs /etc/slurm
-mount -t tmpfs -o mode=755 tmpfs /var/spool
-mount -t tmpfs -o mode=755 tmpfs /var/log
-mount -t tmpfs -o mode=1777 tmpfs /tmp
-mkdir -p /var/lib/slurm-mig /var/lib/slurm /proc/driver /run/nodes /run/lock
-mount -t tmpfs -o mode=755 tmpfs /var/lib/slurm-mig
-mount -t tmpfs -o mode=755 tmpfs /var/lib/slurm
-mkdir -p /run/slurm /run/munge /run/nodes /run/slurm-mig/ctld /tmp/jobs
-echo 1 > /run/nodes/head.pid
-mkdir -p /var/lib/slurm/ctld /var/log/slurm /var/log/munge
-chmod 1777 /tmp/jobs
-chown munge:munge /run/munge /var/log/munge
-chown slurm:slurm /run/slurm /run/slurm-mig/ctld /var/lib/slurm/ctld /var/log/slurm
-hostname head
-ip link add br0 type bridge
-ip addr add 10.77.0.1/24 dev br0
-ip link set br0 up
-cat > /run/on-node <<'EOF'
-#!/bin/sh
-# on-node NODE COMMAND...: runs it on a node; the testbed's stand-in for ssh.
-name=$1; shift
-exec nsenter -t "$(cat /run/nodes/$name.pid)" -m -n -u -- env -i {_ENV_WORDS} "$@"
-EOF
-cat > /run/start-slurmd <<'EOF'
-#!/bin/sh
-exec slurmd -N "$1" $(cat /run/nodes/$1.options 2>/dev/null)
-EOF
-cat > /run/restart-slurmd <<'EOF'
-#!/bin/sh
-# What `systemctl restart slurmd` is elsewhere: stops it with a deadline, starts it again.
-name=$(hostname)
-pid=$(cat /run/slurm/slurmd-$name.pid 2>/dev/null)
-if [ -n "$pid" ] && kill -TERM "$pid" 2>/dev/null; then
-    n=0
-    while kill -0 "$pid" 2>/dev/null; do
-        n=$((n + 1)); [ $n -lt 2000 ] || kill -KILL "$pid"
-        sleep 0.01
-    done
-fi
-exec start-slurmd "$name"
-EOF
-chmod 755 /run/on-node /run/restart-slurmd /run/start-slurmd
-cp /run/on-node /run/start-slurmd /usr/local/bin/
-cp /run/restart-slurmd /usr/local/sbin/restart-slurmd
-"""
-
-_SECOND_HEAD = """
-name=$1
-hostname "$name"
-mkdir -p "/run/slurm-$name"
-chown slurm:slurm "/run/slurm-$name"
-mount --bind "/run/slurm-$name" /run/slurm
-echo $$ > "/run/nodes/$name.pid"
-while :; do sleep 3600 & wait; done
-"""
-
-_HOST = """
-name=$1
-hostname "$name"
-mount -t tmpfs -o mode=755 tmpfs /dev
-for n in "null 3" "zero 5" "full 7" "random 8" "urandom 9"; do
-    set -- $n; mknod -m 666 /dev/$1 c 1 $2
-done
-mknod -m 666 /dev/tty c 5 0
-mkdir /dev/pts /dev/shm
-mount -t devpts -o newinstance,ptmxmode=0666,mode=620 devpts /dev/pts
-ln -s pts/ptmx /dev/ptmx
-ln -s /proc/self/fd /dev/fd
-mount -t tmpfs -o mode=1777 tmpfs /dev/shm
-mkdir -p /run/slurm-mig /run/nvml-sim
-mount -t tmpfs -o mode=755 tmpfs /run/slurm-mig
-mount -t tmpfs -o mode=755 tmpfs /run/nvml-sim
-mount -t tmpfs -o mode=755 tmpfs /var/lib/slurm-mig
-mount -t tmpfs -o mode=755 tmpfs /proc/driver
-major=511
-while grep -q "^ *$major " /proc/devices; do major=$((major - 1)); done
-{ echo "Character devices:"; echo "195 nvidia"; echo "$major nvidia-caps"
-  sed -n '/^Character/,$p' /proc/devices | tail -n +2; } > /run/nvml-sim/devices
-mount --bind /run/nvml-sim/devices /proc/devices
-echo $$ > "/run/nodes/$name.pid"
-while :; do sleep 3600 & wait; done
-"""
