@@ -22,7 +22,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -52,19 +52,25 @@ def task_prolog(env: Mapping[str, str], known: SlotMap) -> list[str]:
     Where devices are not constrained, Slurm's numbers are the node's own. Where they are, they are
     positions among the devices that the task may open, and tasks that are bound to one device each
     all get "0" (measured, 26.05): the device files tell which. On a step's further nodes
-    SLURM_JOB_GPUS is the first one's, which srun brought along: the step's own are asked too.
+    SLURM_JOB_GPUS is the first one's, which srun brought along: the step's own are asked too. Of a
+    job that srun itself brought there is none, and bound tasks have SLURM_STEP_GPUS=0: every
+    device's files are asked then.
     """
-    seen = slotmap.indexes(env.get("CUDA_VISIBLE_DEVICES", ""))
+    if not env.get("CUDA_VISIBLE_DEVICES"):
+        return _forget(env)
+    seen = slotmap.indexes(env["CUDA_VISIBLE_DEVICES"])
     gpus = _together(env.get("SLURM_JOB_GPUS", ""), env.get("SLURM_STEP_GPUS", ""))
     if seen is None or gpus is None or "-" in env["CUDA_VISIBLE_DEVICES"]:
         return []
     mine: Sequence[int] = seen
     if known.constrained:
-        there = [i for i in known.slots if i in gpus]
-        mine = [i for i in there if all(os.access(f, os.R_OK) for f in known.slots[i].files)]
+        mine = _open(known, gpus & known.slots.keys())
         if len(mine) < len(seen):
-            # A job without devices of its own, with an environment from elsewhere.
-            return []
+            # A task that srun itself brought, bound to one device: told index 0 whatever it has.
+            mine = _open(known, known.devices)
+            if len(mine) != len(seen):
+                # A job without devices of its own, with an environment from elsewhere.
+                return []
         if len(mine) > len(seen):
             step = slotmap.indexes(env.get("SLURM_STEP_GPUS") or env.get("SLURM_JOB_GPUS", ""))
             if step is None or any(position >= len(step) for position in seen):
@@ -75,6 +81,19 @@ def task_prolog(env: Mapping[str, str], known: SlotMap) -> list[str]:
         return []
     uuids = ",".join(slot.uuid for slot in found)
     return [f"export CUDA_VISIBLE_DEVICES={uuids}", f"export NVIDIA_VISIBLE_DEVICES={uuids}"]
+
+
+def _open(known: SlotMap, indexes: Iterable[int]) -> list[int]:
+    """Those of the indexes whose files this process may open."""
+    slots = known.slots
+    return [i for i in sorted(indexes) if all(os.access(f, os.R_OK) for f in slots[i].files)]
+
+
+def _forget(env: Mapping[str, str]) -> list[str]:
+    """A step without the job's devices has what the batch script was told: nothing of it is so."""
+    of_gpus = env.get("SLURM_JOB_GPUS") or env.get("SLURM_STEP_GPUS")
+    told = env.get("NVIDIA_VISIBLE_DEVICES", "").startswith("MIG-")
+    return ["unset NVIDIA_VISIBLE_DEVICES"] if of_gpus and told else []
 
 
 def _together(*lists: str) -> frozenset[int] | None:

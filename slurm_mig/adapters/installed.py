@@ -94,8 +94,14 @@ def man_pages(tree: Path, root: Path) -> Iterator[Item]:
         yield Item(_under(root, target), page.read_text(encoding="utf-8"), 0o644)
 
 
+DIRECTORY = "directory"
+
+
 class Installed:
-    """The list of what was put, in a file of its own, by path and digest."""
+    """The list of what was put, in a file of its own: files by digest, links by target, folders.
+
+    What was there before is not in it, also where it was just what we would have put.
+    """
 
     def __init__(self, manifest: Path) -> None:
         self._manifest = manifest
@@ -104,26 +110,34 @@ class Installed:
         """Put the files; returns those that were new or changed. Raises ConfigError, with nothing
         changed, when another's file is where one of ours should go."""
         known = self._known()
+        ours = []
         for item in wanted:
-            if item.target.exists() and not self._is_ours(item.target, known):
-                if item.target.read_text(encoding="utf-8", errors="replace") == item.text:
-                    continue
+            if not item.target.exists() or self._is_ours(item.target, known):
+                ours.append(item)
+            elif item.target.read_text(encoding="utf-8", errors="replace") != item.text:
                 raise ConfigError(
                     f"{item.target} is there and is not as slurm-mig put it; nothing was changed",
                     hint="Move it away, or take its lines over by hand.",
                 )
         changed = []
-        for item in wanted:
+        for item in ours:
             if not item.target.exists() or item.target.read_text(encoding="utf-8") != item.text:
                 changed.append(item.target)
+            known |= dict.fromkeys(map(str, _missing(item.target.parent)), DIRECTORY)
             known[str(item.target)] = _digest(item.text)
         # Noted before it is there: what is noted and missing does no harm.
         self._save(known)
-        for item in wanted:
+        for item in ours:
             item.target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             write_atomic(item.target, item.text, mode=item.mode)
             item.target.chmod(item.mode)
         return changed
+
+    @property
+    def files(self) -> frozenset[str]:
+        """Paths of the files that were put and are there."""
+        return frozenset(path for path, noted in self._known().items()
+                         if noted != DIRECTORY and Path(path).exists())  # fmt: skip
 
     def link(self, links: Mapping[Path, Path]) -> None:
         """Symbolic links, such as one in a site's directory of prologs."""
@@ -141,17 +155,20 @@ class Installed:
         """Remove what was put; returns what is gone, and what a person has changed and was left."""
         gone, left = [], []
         known = self._known()
-        for name in list(known):
-            path = Path(name)
+        folders = [Path(name) for name, noted in known.items() if noted == DIRECTORY]
+        for path in (Path(name) for name, noted in known.items() if noted != DIRECTORY):
             if path.is_symlink() or path.exists():
                 if not self._is_ours(path, known):
                     left.append(path)
                     continue
                 path.unlink()
                 gone.append(path)
-                _remove_empty(path.parent)
         if known:
             self._manifest.unlink()
+        for folder in sorted(folders, reverse=True):
+            # What a person, or enrolment, put into it since stays.
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
         return gone, left
 
     def _is_ours(self, path: Path, known: Mapping[str, str]) -> bool:
@@ -169,7 +186,8 @@ class Installed:
             raise ConfigError(f"{self._manifest} is damaged: {error}") from error
         return found
 
-    def _save(self, known: Mapping[str, str]) -> None:
+    def _save(self, known: dict[str, str]) -> None:
+        known |= dict.fromkeys(map(str, _missing(self._manifest.parent)), DIRECTORY)
         self._manifest.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         write_atomic(self._manifest, json.dumps(known, indent=1) + "\n")
 
@@ -182,7 +200,6 @@ def _under(root: Path, target: str) -> Path:
     return root / target.lstrip("/")
 
 
-def _remove_empty(folder: Path) -> None:
-    """Only folders with our name: others may be the site's, empty or not."""
-    if folder.name == "slurm-mig" and not any(folder.iterdir()):
-        folder.rmdir()
+def _missing(folder: Path) -> list[Path]:
+    """The folder and those above it that are not there."""
+    return [part for part in (folder, *folder.parents) if not part.exists()]

@@ -7,6 +7,7 @@ directory.
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import click
 
 from slurm_mig.adapters.installed import HOOK_DIR, ROLES, Installed, items
 from slurm_mig.core import wiring
-from slurm_mig.errors import Exit, UnreachableError
+from slurm_mig.errors import Exit, SlurmMigError, UnreachableError
 
 MANIFEST = Path("/var/lib/slurm-mig/installed.json")
 LINK = "50-slurm-mig"
@@ -105,16 +106,52 @@ def install(
     ctx.exit(Exit.OK if _show(config, _under(root, conf)) else Exit.REFUSED)
 
 
+def _loaded(plugin: Path) -> list[str]:
+    """The files that a submit plugin reads by their names."""
+    return re.findall(
+        r"""(?m)^[^-\n]*\bdofile\(?\s*["']([^"']+)""", plugin.read_text("utf-8", "replace")
+    )
+
+
+def _refuse_while_called(installed: Installed, conf: Path) -> None:
+    """A hook that is gone while Slurm calls it fails every job, and drains its node."""
+    config, files = _in_force(), installed.files
+    lines = wiring.callers(config, files, _calls)
+    plugin = conf.parent / "job_submit.lua"
+    if plugin.exists() and any(name in files for name in (str(plugin), *_loaded(plugin))):
+        lines += [f"JobSubmitPlugins={value}" for value in config.get("JobSubmitPlugins", ())
+                  if "lua" in value.split(",")]  # fmt: skip
+    if lines:
+        raise SlurmMigError(
+            f"Slurm still calls what would go: {', '.join(lines)}; nothing was changed",
+            hint="Take these lines out of slurm.conf, `scontrol reconfigure`, and try again.",
+        )
+
+
 @click.command()
+@click.option("--conf", type=click.Path(path_type=Path), default=Path("/etc/slurm/slurm.conf"),
+              show_default=True, help="slurm.conf, as for `install`.")  # fmt: skip
+@click.option("--force", is_flag=True,
+              help="Do not ask slurmctld whether it still calls what goes.")  # fmt: skip
 @ROOT_OPTION
 @click.pass_context
-def uninstall(ctx: click.Context, root: Path) -> None:
-    """Take away what `install` put, unless a person has changed it since."""
-    gone, left = Installed(_under(root, MANIFEST)).take_away()
+def uninstall(
+    ctx: click.Context,
+    conf: Path,
+    force: bool,  # noqa: FBT001
+    root: Path,
+) -> None:
+    """Take away what `install` put, unless a person has changed it since.
+
+    Refused while Slurm's configuration in force still calls a part of it. Folders that `install`
+    made go with it, unless something else is in them.
+    """
+    installed = Installed(_under(root, MANIFEST))
+    if not force and installed.files:
+        _refuse_while_called(installed, _under(root, conf))
+    gone, left = installed.take_away()
     for path in gone:
         click.echo(f"removed {path}")
     for path in left:
         click.echo(f"left    {path}: changed by another hand")
-    if gone:
-        click.echo("Take slurm-mig's lines out of slurm.conf before the next reconfigure.")
     ctx.exit(Exit.REFUSED if left else Exit.OK)

@@ -6,7 +6,7 @@ A site's own prologs stay: a line of ours is added to them, a directory of their
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 NEEDED: Sequence[tuple[str, str, str]] = (
@@ -53,6 +53,22 @@ def joined_directories(config: Mapping[str, Sequence[str]]) -> dict[str, str]:
         for value in config.get(key, ())
         if value.endswith("/*") and not re.search(r"[*?\[]", value.removesuffix("/*"))
     }
+
+
+def callers(
+    config: Mapping[str, Sequence[str]],
+    programs: Collection[str],
+    calls: Callable[[str, str], bool],
+) -> list[str]:
+    """Lines in force that come to one of our programs, which must not go before them. A directory
+    of the site's is none: only our link in there goes."""
+    return [
+        f"{key}={value}"
+        for key, _, _ in NEEDED
+        for value in config.get(key, ())
+        if any(value == ours or (not value.endswith("/*") and calls(value, ours))
+               for ours in programs)
+    ]  # fmt: skip
 
 
 def findings(

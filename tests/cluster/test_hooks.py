@@ -25,7 +25,7 @@ def shared() -> Iterator[ManagedCluster]:
     """Two nodes of different kinds, with every hook."""
     nodes = (
         NodeSpec(NODE, (A100,), partitions=("main", "a100"), features="a100"),
-        NodeSpec("a30-1", (A30,), partitions=("main", "a30"), features="a30"),
+        NodeSpec("a30-1", (A30, A100), partitions=("main", "a30"), features="a30"),
     )
     with ManagedCluster(nodes=nodes, hooks=True) as cluster:
         cluster.enrol()
@@ -97,7 +97,7 @@ def test_the_ordinary_way(cluster: ManagedCluster) -> None:
     """A mark is emptied by the epilog and set by the check; the next prolog goes by it."""
     check(cluster)
     assert all(marks(cluster).values())
-    job = cluster.submit("echo $CUDA_VISIBLE_DEVICES", "--gres=gpu:1g.5gb:2")
+    job = cluster.submit("echo $CUDA_VISIBLE_DEVICES", "--gres=gpu:1g.5gb:2", "-p", "a100")
     ended(cluster, job)
     uuids = cluster.output(job).split()[0].split(",")
     assert {u for u, clean in marks(cluster).items() if not clean} == set(uuids)
@@ -107,10 +107,10 @@ def test_the_ordinary_way(cluster: ManagedCluster) -> None:
 
 
 def test_without_a_check_the_next_prolog_looks_itself(cluster: ManagedCluster) -> None:
-    first = cluster.submit("true", "--gres=gpu:1g.5gb:7")
+    first = cluster.submit("true", "--gres=gpu:1g.5gb:7", "-p", "a100")
     ended(cluster, first)
     assert not any(marks(cluster).values())
-    second = cluster.submit(CUDA_JOB, "--gres=gpu:1g.5gb:1")
+    second = cluster.submit(CUDA_JOB, "--gres=gpu:1g.5gb:1", "-p", "a100")
     cluster.wait_for(lambda: cluster.reports(second, "first"), 30, "the second job")
     assert sum(marks(cluster).values()) == 1
     cluster.run("touch", f"/tmp/jobs/{second}.stop")
@@ -133,7 +133,7 @@ def test_a_check_that_lingers(cluster: ManagedCluster) -> None:
 def test_what_a_job_left_is_ended_and_nothing_else(cluster: ManagedCluster) -> None:
     uuid = slots(cluster)[0][1]
     other = stranger(cluster, "bob", slots(cluster)[3][1])
-    job = cluster.submit("true", "--gres=gpu:1g.5gb:1")
+    job = cluster.submit("true", "--gres=gpu:1g.5gb:1", "-p", "a100")
     ended(cluster, job)
     left = stranger(cluster, "alice", uuid)
     assert check(cluster) == ""
@@ -144,12 +144,12 @@ def test_what_a_job_left_is_ended_and_nothing_else(cluster: ManagedCluster) -> N
 
 
 def test_a_strangers_process_drains_the_node_and_requeues_the_job(cluster: ManagedCluster) -> None:
-    first = cluster.submit("true", "--gres=gpu:1g.5gb:1")
+    first = cluster.submit("true", "--gres=gpu:1g.5gb:1", "-p", "a100")
     ended(cluster, first)
     uuid = slots(cluster)[0][1]
     other = stranger(cluster, "bob", uuid)
     assert "is held by process" in check(cluster)
-    job = cluster.submit("true", "--gres=gpu:1g.5gb:1", "-p", "a100")
+    job = cluster.submit("prove own", "--gres=gpu:1g.5gb:1", "-p", "a100")
     faulted(cluster, job,
             f"slot 0 (1g.5gb {uuid}) is held by process {other} (fake-cuda, uid 2002)")  # fmt: skip
     assert alive(cluster, other)
@@ -172,7 +172,8 @@ def test_an_instance_that_is_gone_drains_the_node(cluster: ManagedCluster) -> No
         f"NvmlGpus().create(0, Placement({start}, 1, '1g.5gb'))\n"
     )
     cluster.run("python", "-c", change, node=NODE)
-    job = cluster.submit("true", "--gres=gpu:1g.5gb:7", "-p", "a100")
+    job = cluster.submit("CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES%%,*} fake-cuda --seconds 0",
+                         "--gres=gpu:1g.5gb:7", "-p", "a100")  # fmt: skip
     faulted(cluster, job, f"slot 0 (1g.5gb {uuid}) does not exist")
     cluster.run("python", "-c", remake, node=NODE)
     back_to_work(cluster, job)
@@ -181,7 +182,7 @@ def test_an_instance_that_is_gone_drains_the_node(cluster: ManagedCluster) -> No
 def test_a_missing_device_file_is_made_again(cluster: ManagedCluster) -> None:
     file = slots(cluster)[0][2].split(",")[-1]
     cluster.run("rm", file, node=NODE)
-    job = cluster.submit("fake-cuda --seconds 0", "--gres=gpu:1g.5gb:1", "-p", "a100")
+    job = cluster.submit("prove own", "--gres=gpu:1g.5gb:1", "-p", "a100")
     ended(cluster, job)
     assert cluster.sh(f"stat -c '%F %a' {file}", node=NODE) == "character special file 444\n"
 
@@ -259,37 +260,72 @@ def test_a_stale_uuid_does_not_reach_the_next_tenants_instance(cluster: ManagedC
     check(cluster)
 
 
-def test_uuids_step_by_step(cluster: ManagedCluster) -> None:
-    """Fewer than the job, none, all, one per task; and a job without GPUs that pretends."""
-    script = (
-        "say() { srun \"$@\" sh -c 'echo ${CUDA_VISIBLE_DEVICES-none}'; }\n"
-        "say -n1; say -n1 --gres=gpu:1g.5gb:1; say -n1 --gres=none\n"
-        "say -n2 --gpu-bind=map_gpu:1,0 -l\n"
-    )
-    job = cluster.submit(script, "--gres=gpu:1g.5gb:2", "-n2", "-p", "a100")
+STEPS = """\
+prove batch || exit
+srun -n1 prove whole_step || exit
+srun -n1 --gres=gpu:1g.5gb:1 prove fewer || exit
+srun -n1 --gres=none prove without || exit
+srun -n2 --gpu-bind=map_gpu:1,0 prove map || exit
+srun -n2 --gpu-bind=single:1 prove single || exit
+srun -n2 --gpus-per-task=1 prove per_task || exit
+srun -n2 --tres-bind=gres/gpu:map:1,0 prove tres || exit
+srun -n1 --exact --gres=gpu:1g.5gb:1 prove beside &
+srun -n1 --exact --gres=gpu:1g.5gb:1 prove beside || exit
+wait $!
+"""
+
+
+def test_each_step_and_task_computes_on_its_own_and_on_no_other(cluster: ManagedCluster) -> None:
+    """Steps with all of the job's, with fewer, with none; tasks bound to one each."""
+    job = cluster.submit(STEPS, "--gres=gpu:1g.5gb:2", "-n2", "-p", "a100")
     ended(cluster, job)
-    every, one, none, *bound = cluster.output(job).splitlines()
-    first, second = every.split(",")
-    assert one in (first, second)
-    assert none == "none"
-    assert sorted(bound) == [f"0: {second}", f"1: {first}"]
-    pretends = ("--export=ALL,SLURM_JOB_GPUS=0-6,SLURM_STEP_GPUS=0,CUDA_VISIBLE_DEVICES=0", "-p")
-    job = cluster.submit("echo $CUDA_VISIBLE_DEVICES", *pretends, "a100")
-    ended(cluster, job)
-    assert "MIG-" not in cluster.output(job)
+    own = {report["uuid"] for report in cluster.reports(job, "batch")}
+    assert len(own) == 2
+    for step, tasks in (("whole_step", 1), ("map", 2), ("single", 2), ("per_task", 2),
+                        ("tres", 2), ("beside", 2)):  # fmt: skip
+        reports = cluster.reports(job, step)
+        assert len(reports) == 2, step
+        assert {report["uuid"] for report in reports} == own, step
+        # A task with one of the two is denied the other one.
+        tried = cluster.read(f"/tmp/jobs/{job}.{step}.tried").split()
+        assert tried == [str(7 - 2 // tasks)] * tasks, step
+    (fewer,) = cluster.reports(job, "fewer")
+    assert fewer["uuid"] in own
+    assert not cluster.reports(job, "without")
+    assert cluster.read(f"/tmp/jobs/{job}.without.tried") == "7\n"
     check(cluster)
 
 
-def test_a_job_over_nodes_of_different_kinds(cluster: ManagedCluster) -> None:
-    done = cluster.run(
-        "salloc", "-p", "a100", "--gpus=1g.5gb:1", ":", "-p", "a30", "--gres=gpu:1g.6gb:2",
-        "srun", "--het-group=0,1", "sh", "-c", "echo $(hostname) $CUDA_VISIBLE_DEVICES",
-        user="alice",
-    )  # fmt: skip
-    found = dict(line.split() for line in done.stdout.splitlines())
-    assert len(found[NODE].split(",")) == 1
-    assert len(found["a30-1"].split(",")) == 2
-    assert all(u.startswith("MIG-") for uuids in found.values() for u in uuids.split(","))
+def test_a_job_without_gpus_has_none_whatever_it_says(cluster: ManagedCluster) -> None:
+    pretends = ("--export=ALL,SLURM_JOB_GPUS=0-6,SLURM_STEP_GPUS=0,CUDA_VISIBLE_DEVICES=0", "-p")
+    script = "echo $CUDA_VISIBLE_DEVICES\nunset CUDA_VISIBLE_DEVICES\nprove none\n"
+    job = cluster.submit(script, *pretends, "a100")
+    ended(cluster, job)
+    assert "MIG-" not in cluster.output(job)
+    assert cluster.read(f"/tmp/jobs/{job}.none.tried") == "7\n"
+    check(cluster)
+
+
+@pytest.mark.parametrize(
+    ("options", "profiles", "tried"),
+    [
+        ("--gpus=1g.5gb:1 -p a100 : --gres=gpu:1g.6gb:2 -p a30", ["1g.5gb", "1g.6gb", "1g.6gb"],
+         ["6", "9"]),
+        ("-N2 --gres=gpu:1g.5gb:2", ["1g.5gb"] * 4, ["5", "9"]),
+        ("-N2 -n2 --gpus-per-task=1g.5gb:1", ["1g.5gb"] * 2, ["10", "6"]),
+    ],
+)  # fmt: skip
+def test_a_job_over_nodes_of_different_kinds(
+    cluster: ManagedCluster, options: str, profiles: list[str], tried: list[str]
+) -> None:
+    """As a heterogeneous job, and as one job whose instances have other indexes on each node."""
+    cluster.sh("rm -f /tmp/jobs/*.kinds*")
+    step = ("srun", "--het-group=0,1") if ":" in options.split() else ("srun",)
+    cluster.run("salloc", *options.split(), *step, "prove", "kinds", user="alice")
+    found = [json.loads(line) for line in cluster.sh("cat /tmp/jobs/*.kinds").splitlines()]
+    assert sorted(report["profile"] for report in found) == profiles
+    assert len({report["uuid"] for report in found}) == len(profiles)
+    assert sorted(cluster.sh("cat /tmp/jobs/*.kinds.tried").split()) == tried
 
 
 def test_no_job_starts_on_a_node_whose_views_differ(cluster: ManagedCluster) -> None:

@@ -12,7 +12,9 @@ from tests.testbed.cluster import A100, NodeSpec
 from tests.testbed.product import ManagedCluster
 
 CONF = "/etc/slurm/slurm.conf"
-TREES = "/etc /usr/libexec /var/lib/slurm-mig"
+TREES = "/etc /usr/libexec /usr/local /var/lib/slurm-mig"
+ENROLMENTS = ("/etc/slurm/slurm-mig", "/var/lib/slurm-mig")
+"""What an enrolment wrote, and a way back from it needs, is not installation's."""
 LINES = f"""\
 Prolog=/etc/slurm/prolog.d/*
 Epilog=/etc/slurm/own_epilog
@@ -35,49 +37,92 @@ def site() -> Iterator[ManagedCluster]:
         yield cluster
 
 
-def tree(cluster: ManagedCluster) -> str:
-    """Every file of the site's with its content."""
-    return cluster.sh(f"find {TREES} -type f -o -type l | grep -v -e /mnt -e '\\.pyc$' | sort "
-                      "| xargs sha256sum 2>/dev/null || true")  # fmt: skip
+def tree(cluster: ManagedCluster) -> set[str]:
+    """All there is: each folder, link and file with mode, owner and content."""
+    listed = cluster.sh(f"find {TREES} -printf '%y %m %u %g %p %l\\n'; "
+                        f"find {TREES} -type f -print0 | xargs -0 sha256sum")  # fmt: skip
+    return set(listed.splitlines())
+
+
+def wire(site: ManagedCluster, conf: str) -> None:
+    """The lines go into slurm.conf, and Slurm reads them."""
+    site.write("/etc/slurm/own_task", f"#!/bin/sh\n{HOOK_DIR}/task_prolog\n", "755")
+    site.write(CONF, f"{conf}{LINES}TaskProlog=/etc/slurm/own_task\n")
+    site.restart_daemon("slurmctld")
+    site.restart_daemon("slurmd", "a100-1")
+
+
+def unwire(site: ManagedCluster, conf: str) -> None:
+    """The lines come out again."""
+    site.write(CONF, conf)
+    site.restart_daemon("slurmctld")
+    site.restart_daemon("slurmd", "a100-1")
+    site.sh("rm /etc/slurm/own_task")
 
 
 def test_joins_checks_and_leaves_as_it_was(site: ManagedCluster) -> None:
+    conf = site.read(CONF)
+    plugin = site.read("/etc/slurm/job_submit.lua")
     before = tree(site)
     done = site.slurm_mig("install", check=False)
     assert done.returncode == Exit.REFUSED
     assert f"missing TaskProlog={HOOK_DIR}/task_prolog" in done.stdout
     assert "ok      JobSubmitPlugins=" in done.stdout
-    assert site.read("/etc/slurm/job_submit.lua").startswith("-- slurm-mig's submit plugin")
+    assert site.read("/etc/slurm/job_submit.lua") == plugin
     # The lines go in, Slurm reads them, and every one is found.
-    conf = site.read(CONF)
-    site.write("/etc/slurm/own_task", f"#!/bin/sh\n{HOOK_DIR}/task_prolog\n", "755")
-    site.write(CONF, f"{conf}{LINES}TaskProlog=/etc/slurm/own_task\n")
+    wire(site, conf)
     site.write("/etc/slurm/job_submit.lua", 'dofile("/etc/slurm/slurm-mig/job_submit.lua")\n'
                "return slurm.SUCCESS\n")  # fmt: skip
-    site.restart_daemon("slurmctld")
-    site.restart_daemon("slurmd", "a100-1")
     done = site.slurm_mig("install", check=False)
     assert done.returncode == Exit.OK, done.stdout
     assert "missing" not in done.stdout
     assert site.sh("readlink /etc/slurm/prolog.d/50-slurm-mig").strip() == f"{HOOK_DIR}/prolog"
     assert site.slurm_mig("install", "--check").returncode == Exit.OK
+    # Slurm calls them: they stay until it does not.
+    there = tree(site)
+    done = site.slurm_mig("uninstall", check=False)
+    assert done.returncode == Exit.REFUSED
+    ours = (f"Epilog={HOOK_DIR}/epilog", f"PrologSlurmctld={HOOK_DIR}/slurmctld_prolog")
+    for line in (*ours, "TaskProlog=/etc/slurm/own_task", "JobSubmitPlugins=lua"):
+        assert line in done.stderr
+    assert "Prolog=/etc/slurm/prolog.d/*" not in done.stderr
+    assert tree(site) == there
+    site.write("/etc/slurm/job_submit.lua", plugin)
+    unwire(site, conf)
+    done = site.slurm_mig("uninstall")
+    assert f"removed {HOOK_DIR}/prolog\n" in done.stdout
+    assert tree(site) == before
+    assert site.slurm_mig("uninstall").stdout == ""
+
+
+def test_around_enrolled_nodes_and_a_job(site: ManagedCluster) -> None:
+    """The same with work in between: only what the enrolment itself remembers is left."""
+    conf, before = site.read(CONF), tree(site)
+    site.slurm_mig("install", check=False)
+    wire(site, conf)
+    site.slurm_mig("install")
     site.wait_for(lambda: site.node("a100-1")["State"] == "IDLE", 30, "the node")
     site.enrol()
-    job = site.submit("echo $CUDA_VISIBLE_DEVICES", "--gres=gpu:1")
-    site.wait_job(job, "COMPLETED")
-    assert site.output(job).startswith("MIG-")
+    job = site.submit("prove own", "--gres=gpu:1")
+    site.wait_job(job, "COMPLETED", "FAILED")
+    assert len(site.reports(job, "own")) == 1, site.output(job)
     noted = ("cat", "/run/slurm-mig/ended")
     site.wait_for(lambda: site.run(*noted, node="a100-1", check=False).stdout, 20, "our epilog")
     site.slurm_mig("leave", "a100-1", "--wait", "20")
-    site.write(CONF, conf)
-    site.sh("rm /etc/slurm/own_task")
+    unwire(site, conf)
     site.slurm_mig("uninstall")
-    after = {line for line in tree(site).splitlines() if "job_submit.lua" not in line}
-    gone = {line for line in before.splitlines() if "job_submit.lua" not in line} - after
-    new = {line.split()[1] for line in after - set(before.splitlines())}
-    assert not gone
-    # What enrolment remembers is not installation's.
-    assert not [path for path in new if "libexec" in path or "systemd" in path or "prolog" in path]
+    differing = {line.split()[4 if len(line.split()) > 2 else 1] for line in before ^ tree(site)}
+    assert {path for path in differing if not path.startswith(ENROLMENTS)} == set()
+
+
+def test_a_file_of_the_sites_that_is_just_ours_stays_the_sites(site: ManagedCluster) -> None:
+    source = "/opt/slurm-mig/src/scripts"
+    site.sh(f"mkdir -p {HOOK_DIR}; cp {source}/prolog {HOOK_DIR}/prolog")
+    before = tree(site)
+    site.slurm_mig("install", "--role", "node", check=False)
+    assert site.slurm_mig("uninstall").returncode == Exit.OK
+    assert tree(site) == before
+    site.sh(f"rm -r {HOOK_DIR}")
 
 
 def test_what_a_person_changed_is_left(site: ManagedCluster) -> None:
@@ -90,4 +135,17 @@ def test_what_a_person_changed_is_left(site: ManagedCluster) -> None:
     assert done.returncode == Exit.REFUSED
     assert f"left    {HOOK_DIR}/prolog: changed by another hand" in done.stdout
     assert site.run("test", "-e", f"{HOOK_DIR}/epilog", check=False).returncode
-    site.sh(f"rm {HOOK_DIR}/prolog")
+    site.sh(f"rm -r {HOOK_DIR}")
+
+
+def test_without_slurmctld_nothing_goes_unless_told(site: ManagedCluster) -> None:
+    site.slurm_mig("install", "--role", "node", check=False)
+    there = tree(site)
+    site.kill_daemon("slurmctld")
+    try:
+        done = site.slurm_mig("uninstall", check=False)
+        assert done.returncode == Exit.UNREACHABLE
+        assert tree(site) == there
+        assert f"removed {HOOK_DIR}/epilog" in site.slurm_mig("uninstall", "--force").stdout
+    finally:
+        site.start_daemon("slurmctld")

@@ -16,22 +16,6 @@ TABLE = "/etc/slurm/slurm-mig/submit.lua"
 WAKE = "/run/slurm-mig/ctld/wake"
 LOG = "/var/log/slurm/slurmctld.log"
 
-ISOLATED = """\
-compute() {
-    set --
-    while read -r _ uuid _; do
-        case ,$CUDA_VISIBLE_DEVICES, in *,"$uuid",*) continue ;; esac
-        case $uuid in MIG-*) set -- "$@" "$uuid" ;; esac
-    done </run/slurm-mig/slots
-    fake-cuda --seconds 0.1 --report "/tmp/jobs/$SLURM_JOB_ID.first" || exit $?
-    fake-cuda --probe "$@" || exit $?
-}
-"""
-"""Computes on its own instance, and fails if a neighbour's can be opened."""
-
-BATCH = ISOLATED + "compute\n"
-STEP = f"cat >/tmp/jobs/$SLURM_JOB_ID.sh <<'EOF'\n{BATCH}EOF\nsrun sh /tmp/jobs/$SLURM_JOB_ID.sh\n"
-
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[ManagedCluster]:
@@ -99,37 +83,67 @@ def test_untyped_requests_get_a_type(
 
 
 @pytest.mark.parametrize(
-    ("options", "script"),
+    ("options", "script", "devices"),
     [
-        ("--gres=gpu:1", BATCH),
-        ("--gpus=1", BATCH),
-        ("--gpus-per-node=1g.5gb:1", BATCH),
-        ("--gpus-per-socket=1 --sockets-per-node=1", BATCH),
-        ("--gpus-per-task=1 -n2", STEP),
-        ("--gpus-per-task=1 -n2 --gpu-bind=single:1", STEP),
-        ("--gres=gpu:1g.5gb:2 -n2 --gpu-bind=single:1", STEP),
-        ("--tres-per-task=cpu=1,gres/gpu=1 -n2", STEP),
-        ("--gpus=2 -N2", STEP),
-        ("--gres=gpu:1g.5gb:1 --array=0-2", BATCH),
+        ("--gres=gpu", "prove first", 1),
+        ("--gres=gpu:1", "prove first", 1),
+        ("--gres=gpu:1g.5gb:2", "prove first", 2),
+        ("--gpus=1", "prove first", 1),
+        ("-G 1g.5gb:2", "prove first", 2),
+        ("--gpus-per-node=1g.5gb:1", "prove first", 1),
+        ("--gpus-per-socket=1 --sockets-per-node=1", "prove first", 1),
+        ("--gpus-per-task=1 -n2", "srun prove first", 2),
+        ("--gpus-per-task=1 -n2 --gpu-bind=single:1", "srun prove first", 2),
+        ("--gres=gpu:1g.5gb:2 -n2 --gpu-bind=single:1", "srun prove first", 2),
+        ("--tres-per-task=cpu=1,gres/gpu=1 -n2", "srun prove first", 2),
+        ("--gpus=2 -N2", "srun prove first", 2),
+        ("--gres=gpu:1 -N2", "srun prove first", 2),
+        ("--gres=gpu:1g.5gb:1 --array=0-2", "prove first", 3),
+        ("--gpus=2 --cpus-per-gpu=2 --mem-per-gpu=100", "prove first", 2),
     ],
 )
 def test_every_spelling_computes_on_its_own_and_on_no_other(
-    cluster: ManagedCluster, options: str, script: str
+    cluster: ManagedCluster, options: str, script: str, devices: int
 ) -> None:
     job = cluster.submit(script, *options.split(), "-C", "a100")
-    shown = cluster.wait_job(job, "COMPLETED", "FAILED", timeout=60)
-    cluster.wait_for(lambda: not cluster.run("squeue", "-h", "-j", str(job)).stdout, 30, "the end")
-    assert shown["JobState"] == "COMPLETED", cluster.output(job)
-    reports = cluster.reports(job, "first")
-    tasks = 2 if "2" in options.split() or "-n2" in options or "-N2" in options else 1
-    assert len({r["uuid"] for r in reports}) == len(reports) == tasks
-    assert {r["profile"] for r in reports} == {"1g.5gb"}
+    computed(cluster, job, *["1g.5gb"] * devices)
+
+
+def computed(cluster: ManagedCluster, job: int, *profiles: str) -> None:
+    """The job, or each task of the array, has ended well: on these devices, each another, and on
+    no other."""
+    cluster.wait_for(
+        lambda: not cluster.run("squeue", "-h", "-j", str(job), check=False).stdout,
+        60, f"the end of {job}",
+    )  # fmt: skip
+    said = cluster.run("scontrol", "show", "job", "-o", str(job)).stdout.splitlines()
+    assert all("JobState=COMPLETED" in line for line in said), cluster.output(job)
+    ids = [re.findall(r"^JobId=(\d+)", line)[0] for line in said]
+    reports = [report for number in ids for report in cluster.reports(int(number), "first")]
+    assert sorted(report["profile"] for report in reports) == sorted(profiles)
+    assert len({report["uuid"] for report in reports}) == len(reports)
+    cluster.sh("rm -f " + " ".join(f"/tmp/jobs/{number}.first*" for number in ids))
+
+
+def test_mixed_types_compute_on_their_own(cluster: ManagedCluster) -> None:
+    """Two types in one request, by each way that takes a list."""
+    reshape = ("python", "-m", "tests.testbed.reshape_once", "a100-1", "0")
+    cluster.run(*reshape, "3g.20gb@4", "2g.10gb@0")
+    for option in ("--gres=gpu:3g.20gb:1,gpu:1g.5gb:2", "--gpus=3g.20gb:1,1g.5gb:2",
+                   "--gpus-per-node=3g.20gb:1,1g.5gb:2"):  # fmt: skip
+        job = cluster.submit("prove first", option, "-N1", "-p", "a100")
+        computed(cluster, job, "3g.20gb", "1g.5gb", "1g.5gb")
+    cluster.run(*reshape, *(f"1g.5gb@{start}" for start in range(7)))
 
 
 def test_srun_and_salloc(cluster: ManagedCluster) -> None:
-    for command in (("srun", "--gres=gpu:1"), ("salloc", "--gpus=1", "srun")):
-        done = cluster.run(*command, "sh", "-c", "echo $CUDA_VISIBLE_DEVICES", user="alice")
-        assert done.stdout.startswith("MIG-")
+    for command in (("srun", "--gres=gpu:1"), ("salloc", "--gpus=1", "srun"),
+                    ("srun", "--gpus-per-task=1", "-n2")):  # fmt: skip
+        cluster.sh("rm -f /tmp/jobs/*.first*")
+        cluster.run(*command, "-p", "a100", "prove", "first", user="alice")
+        found = cluster.sh("cat /tmp/jobs/*.first").splitlines()
+        assert len(found) == len(set(found)) == (2 if "-n2" in command else 1)
+        assert all('"profile": "1g.5gb"' in line for line in found)
     done = cluster.run("srun", "--gres=gpu:off:1", "true", user="alice", check=False)
     assert "no device that a job may ask for" in done.stderr
 
@@ -141,6 +155,15 @@ def test_heterogeneous_jobs_part_by_part(cluster: ManagedCluster) -> None:
     assert "TresPerNode=gres/gpu:1g.5gb:1" in shown
     assert "TresPerJob=gres/gpu:1g.6gb:1" in shown
     assert "guard" in refused(cluster, "--gres=gpu:1", ":", "--gres=gpu:guard:1")
+    script = "#!/bin/sh\nsrun --het-group=0,1 prove first\n"
+    done = cluster.run("sbatch", "--parsable", "--output=/tmp/jobs/%j.out", "--gres=gpu:1",
+                       "-p", "a100", ":", "-p", "a30", "--gpus=1", user="alice",
+                       stdin=script)  # fmt: skip
+    job = int(done.stdout)
+    cluster.wait_job(job, "COMPLETED", "FAILED", timeout=60)
+    found = [*cluster.reports(job, "first"), *cluster.reports(job + 1, "first")]
+    profiles = sorted(report["profile"] for report in found)
+    assert profiles == ["1g.5gb", "1g.6gb"], cluster.output(job)
 
 
 @pytest.mark.parametrize("option", ["--gres=gpu:", "--gpus=", "--gpus-per-node=",
@@ -190,6 +213,14 @@ def test_modification_is_checked_like_submission(cluster: ManagedCluster) -> Non
     # 26.05.5 answers a change of partition with a left-over errno now and then, with and without a
     # plugin: only that we do not refuse it is looked at.
     assert "slurm-mig" not in update("Partition=a30", "Gres=gpu:1")[1]
+
+
+def test_a_modified_job_computes_on_what_it_asks_for_now(cluster: ManagedCluster) -> None:
+    job = cluster.submit("prove first", "--hold", "--gres=gpu:1g.5gb:1", "-p", "a100")
+    for change in (("scontrol", "update", f"JobId={job}", "Gres=gpu:2"),
+                   ("scontrol", "release", str(job))):  # fmt: skip
+        cluster.run(*change, user="alice")
+    computed(cluster, job, "1g.5gb", "1g.5gb")
 
 
 def test_untyped_requests_refused_where_the_site_says_so(cluster: ManagedCluster) -> None:

@@ -66,6 +66,7 @@ class ManagedCluster(Cluster):
 
     def __enter__(self) -> ManagedCluster:
         self.start()
+        self.write("/usr/local/bin/prove", PROVE, "755")
         return self
 
     def slurm_mig(self, *words: str, check: bool = True) -> CompletedProcess[str]:
@@ -121,6 +122,31 @@ class ManagedCluster(Cluster):
             for instance in gpu["instances"]:
                 yield index, instance
 
+
+PROVE = """\
+#!/bin/sh
+# prove LABEL: the task computes on each device that it was given, and can open no other one there.
+# Its devices go to /tmp/jobs/JOB.LABEL, a line each; how many others it tried, to JOB.LABEL.tried.
+own=${CUDA_VISIBLE_DEVICES-} report=/tmp/jobs/$SLURM_JOB_ID.$1
+[ "$own" = "${NVIDIA_VISIBLE_DEVICES-}" ] || {
+    echo "CUDA_VISIBLE_DEVICES=$own NVIDIA_VISIBLE_DEVICES=${NVIDIA_VISIBLE_DEVICES-}"
+    exit 10
+}
+IFS=,
+for uuid in $own; do
+    CUDA_VISIBLE_DEVICES=$uuid fake-cuda --seconds 0.1 --report "$report" || exit
+done
+unset IFS
+set --
+while read -r _ uuid _; do
+    case ,$own, in *,"$uuid",*) continue ;; esac
+    case $uuid in MIG-* | GPU-*) set -- "$@" "$uuid" ;; esac
+done </run/slurm-mig/slots
+said=$(fake-cuda --probe "$@") || { echo "$said"; exit 11; }
+[ $# -gt 0 ] && [ "$(echo "$said" | grep -c ' denied at ')" = $# ] || { echo "$said"; exit 12; }
+echo $# >>"$report.tried"
+"""
+"""Exits with 0 when the task has its own devices and no other."""
 
 CUDA_JOB = """\
 me=/tmp/jobs/$SLURM_JOB_ID

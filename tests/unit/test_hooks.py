@@ -113,6 +113,24 @@ def test_uuids(
     assert site.uuids({k: v for k, v in env.items() if v}) == wanted
 
 
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"SLURM_JOB_GPUS": "0", "NVIDIA_VISIBLE_DEVICES": "MIG-a"}, "unset"),
+        ({"SLURM_STEP_GPUS": "0", "NVIDIA_VISIBLE_DEVICES": "MIG-a"}, "unset"),
+        ({"NVIDIA_VISIBLE_DEVICES": "MIG-a"}, ""),
+        ({"SLURM_JOB_GPUS": "0", "NVIDIA_VISIBLE_DEVICES": "all"}, ""),
+        ({"SLURM_JOB_GPUS": "0"}, ""),
+    ],
+)
+def test_a_step_without_the_jobs_devices_is_not_told_of_them(
+    site: Site, env: dict[str, str], said: str
+) -> None:
+    """srun brings along what the batch script was told, but CUDA_VISIBLE_DEVICES."""
+    wanted = "unset NVIDIA_VISIBLE_DEVICES\n" if said else ""
+    assert site.call("task_prolog", env).stdout == wanted
+
+
 def test_the_device_files_tell_which_of_the_jobs_devices_are_a_bound_tasks(site: Site) -> None:
     """Bound tasks all have CUDA_VISIBLE_DEVICES=0 and SLURM_STEP_GPUS=0."""
     site.write(constrained=True)
@@ -121,6 +139,17 @@ def test_the_device_files_tell_which_of_the_jobs_devices_are_a_bound_tasks(site:
     (site.run / "slots").write_text(text)
     env = {"SLURM_JOB_GPUS": "0,1", "SLURM_STEP_GPUS": "0", "CUDA_VISIBLE_DEVICES": "0"}
     assert site.uuids(env) == "MIG-b"
+
+
+def test_a_bound_task_that_srun_brought_is_told_index_0_whatever_it_has(site: Site) -> None:
+    """No SLURM_JOB_GPUS, SLURM_STEP_GPUS=0: one of the node's files opens, which tells."""
+    site.write(constrained=True)
+    text = (site.run / "slots").read_text().replace("/dev/null", "/dev/denied")
+    (site.run / "slots").write_text(text.replace("MIG-b /dev/denied", "MIG-b /dev/null"))
+    env = {"SLURM_STEP_GPUS": "0", "CUDA_VISIBLE_DEVICES": "0"}
+    assert site.uuids(env) == "MIG-b"
+    (site.run / "slots").write_text(text)
+    assert site.uuids(env) == ""
 
 
 def test_a_steps_further_node_has_other_indexes_than_its_first(site: Site) -> None:
