@@ -115,23 +115,42 @@ class FileStore:
 
     def managed(self) -> dict[str, ManagedNode]:
         """Every node in our care, by name. Raises ConfigError for a damaged record."""
-        found = {}
-        for path in sorted((self.root / "nodes").glob("*.json")):
-            node = self._load(path, ManagedNode)
-            if node is not None:
-                found[node.name] = node
-        return found
+        folder = self.root / "nodes"
+        try:
+            names = sorted(os.listdir(folder))
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise ConfigError(f"cannot read {folder}: {error.strerror}") from error
+        records = (self._load(folder / n, ManagedNode) for n in names if n.endswith(".json"))
+        return {node.name: node for node in records if node is not None}
 
     def save_managed(self, node: ManagedNode) -> None:
         """What is published of the node now: from here on all views of it agree."""
         self._save(self.root / "nodes" / f"{node.name}.json", node)
         self._agrees(node.name)
 
+    def take_up(self, node: ManagedNode) -> None:
+        """The node comes into our care: what was open when an earlier record was lost is void."""
+        (self.root / "transactions" / f"{node.name}.json").unlink(missing_ok=True)
+        (self.root / "left" / node.name).unlink(missing_ok=True)
+        self.save_managed(node)
+
+    def left(self) -> list[str]:
+        """The nodes that left our care and have not come back."""
+        try:
+            return sorted(os.listdir(self.root / "left"))
+        except FileNotFoundError:
+            return []
+
     def forget(self, name: str) -> None:
         """The node left our care."""
         for folder in ("nodes", "transactions"):
             (self.root / folder / f"{name}.json").unlink(missing_ok=True)
         self.lift(name)
+        with _written(self.root / "left" / name) as mark:
+            make_directory(mark.parent)
+            mark.touch(mode=0o644)
         self._agrees(name)
 
     def _agrees(self, node: str) -> None:
@@ -188,11 +207,10 @@ class FileStore:
 
     def _load(self, path: Path, kind: type[T]) -> T | None:
         try:
+            if path in self._read and self._read[path][0] == _version(os.stat(path)):
+                return typing.cast("T", self._read[path][1])
             with open(path, encoding="utf-8") as file:
-                info = os.fstat(file.fileno())
-                now = (info.st_ino, info.st_mtime_ns, info.st_size)
-                if path in self._read and self._read[path][0] == now:
-                    return typing.cast("T", self._read[path][1])
+                now = _version(os.fstat(file.fileno()))
                 text = file.read()
         except FileNotFoundError:
             return None
@@ -207,6 +225,10 @@ class FileStore:
                 f"{path} is damaged: {error}",
                 hint="Restore it from a backup; nothing was changed.",
             ) from error
+
+
+def _version(info: os.stat_result) -> tuple[int, int, int]:
+    return (info.st_ino, info.st_mtime_ns, info.st_size)
 
 
 def _locked(handle: IO[str]) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from enum import Enum
 from functools import cache
 from typing import Any, TypeVar
@@ -38,74 +38,150 @@ def encode(value: Any) -> Any:
 
 def decode(kind: type[T], data: Any, where: str = "value") -> T:
     """The inverse of `encode`. Raises ConfigError naming the place of the first fault."""
-    return typing.cast("T", _decode(kind, data, where))
+    try:
+        return typing.cast("T", _decoder(typing.cast("Hashable", kind))(data))
+    except _MisfitError as misfit:
+        place = "".join(reversed(misfit.path))
+        raise ConfigError(f"{where}{place}: {misfit.fault}") from None
 
 
-def _decode(kind: Any, data: Any, where: str) -> Any:
+Decoder = Callable[[Any], Any]
+
+
+class _MisfitError(Exception):
+    """What does not fit, and its place, the innermost part first: put together only when needed."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(fault)
+        self.fault = fault
+        self.path: list[str] = []
+
+    def at(self, part: str) -> _MisfitError:
+        self.path.append(part)
+        return self
+
+
+@cache
+def _decoder(kind: Any) -> Decoder:
+    """What decodes a kind. Made once: a cycle decodes the records and facts of every node."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        if data is None and type(None) in args:
-            return None
-        return _decode(next(a for a in args if a is not type(None)), data, where)
+        return _optional(_decoder(next(a for a in args if a is not type(None))))
+    if origin is tuple and len(args) == 2 and args[1] is not Ellipsis:
+        return _pair(_decoder(args[0]), _decoder(args[1]))
     if origin in (tuple, list, frozenset):
-        return _sequence(origin, args, data, where)
+        return _sequence(origin, _decoder(args[0]))
     if origin is not None and issubclass(origin, Mapping):
-        return _mapping(args, data, where)
+        return _mapping(args[0], _decoder(args[1]))
     if dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"):
-        return _fields(kind, data, where)
+        return _fields(kind)
     if isinstance(kind, type) and issubclass(kind, Enum):
-        return _enum(kind, data, where)
-    if kind is Any:
-        return data
-    if kind is float and type(data) is int:
-        return float(data)
-    if type(data) is not kind:
-        raise ConfigError(f"{where}: expected {kind.__name__}, found {type(data).__name__}")
+        return _enum(kind)
+    return (lambda data: data) if kind is Any else _plain(kind)
+
+
+def _plain(kind: Any) -> Decoder:
+    def decoded(data: Any) -> Any:
+        if type(data) is kind:
+            return data
+        if kind is float and type(data) is int:
+            return float(data)
+        raise _MisfitError(f"expected {kind.__name__}, found {type(data).__name__}")
+
+    return decoded
+
+
+def _optional(inner: Decoder) -> Decoder:
+    return lambda data: None if data is None else inner(data)
+
+
+def _list(data: Any) -> list[Any]:
+    if not isinstance(data, list):
+        raise _MisfitError(f"expected a list, found {type(data).__name__}")
     return data
 
 
-def _sequence(origin: Any, args: tuple[Any, ...], data: Any, where: str) -> Any:
-    if not isinstance(data, list):
-        raise ConfigError(f"{where}: expected a list, found {type(data).__name__}")
-    if origin is tuple and len(args) == 2 and args[1] is not Ellipsis:
-        if len(data) != 2:
-            raise ConfigError(f"{where}: expected 2 items, found {len(data)}")
-        return tuple(_decode(a, v, f"{where}[{n}]") for n, (a, v) in enumerate(zip(args, data)))  # noqa: B905
-    return origin(_decode(args[0], v, f"{where}[{n}]") for n, v in enumerate(data))
-
-
-def _mapping(args: tuple[Any, ...], data: Any, where: str) -> dict[Any, Any]:
+def _object(data: Any) -> dict[Any, Any]:
     if not isinstance(data, dict):
-        raise ConfigError(f"{where}: expected an object, found {type(data).__name__}")
-    return {_key(args[0], k, where): _decode(args[1], v, f"{where}.{k}") for k, v in data.items()}
+        raise _MisfitError(f"expected an object, found {type(data).__name__}")
+    return data
 
 
-def _key(kind: Any, key: str, where: str) -> Any:
+def _pair(first: Decoder, second: Decoder) -> Decoder:
+    def decoded(data: Any) -> Any:
+        if len(_list(data)) != 2:
+            raise _MisfitError(f"expected 2 items, found {len(data)}")
+        found = []
+        for number, item in enumerate((first, second)):
+            try:
+                found.append(item(data[number]))
+            except _MisfitError as misfit:
+                raise misfit.at(f"[{number}]") from None
+        return tuple(found)
+
+    return decoded
+
+
+def _sequence(origin: Any, item: Decoder) -> Decoder:
+    def decoded(data: Any) -> Any:
+        found: list[Any] = []
+        values = _list(data)
+        try:
+            for value in values:
+                found.append(item(value))
+        except _MisfitError as misfit:
+            raise misfit.at(f"[{len(found)}]") from None
+        return origin(found)
+
+    return decoded
+
+
+def _mapping(key_kind: Any, item: Decoder) -> Decoder:
+    def decoded(data: Any) -> Any:
+        found = {}
+        for key, value in _object(data).items():
+            name = _key(key_kind, key)
+            try:
+                found[name] = item(value)
+            except _MisfitError as misfit:
+                raise misfit.at(f".{key}") from None
+        return found
+
+    return decoded
+
+
+def _key(kind: Any, key: str) -> Any:
     if kind is not int:
         return key
     try:
         return int(key)
     except ValueError as error:
-        raise ConfigError(f"{where}: expected a number as key, found {key[:40]!r}") from error
+        raise _MisfitError(f"expected a number as key, found {key[:40]!r}") from error
 
 
-def _fields(kind: Any, data: Any, where: str) -> Any:
+def _fields(kind: Any) -> Decoder:
     """A dataclass, or a named tuple, all of whose fields are required."""
-    if not isinstance(data, dict):
-        raise ConfigError(f"{where}: expected an object, found {type(data).__name__}")
     hints, required = _declared(kind)
-    unknown = data.keys() - hints.keys()
-    if unknown:
-        raise ConfigError(f"{where}: unknown field {', '.join(sorted(map(str, unknown)))}")
-    missing = required - data.keys()
-    if missing:
-        raise ConfigError(f"{where}: missing {', '.join(sorted(missing))}")
-    return kind(**{k: _decode(hints[k], v, f"{where}.{k}") for k, v in data.items()})
+    decoders = {name: _decoder(hint) for name, hint in hints.items()}
+
+    def decoded(data: Any) -> Any:
+        if unknown := _object(data).keys() - decoders.keys():
+            raise _MisfitError(f"unknown field {', '.join(sorted(map(str, unknown)))}")
+        if missing := required - data.keys():
+            raise _MisfitError(f"missing {', '.join(sorted(missing))}")
+        found = {}
+        for name, value in data.items():
+            try:
+                found[name] = decoders[name](value)
+            except _MisfitError as misfit:
+                raise misfit.at(f".{name}") from None
+        return kind(**found)
+
+    return decoded
 
 
-@cache
 def _declared(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
-    """Type of each field, and the fields without a default. Worked out once: it is slow."""
+    """Type of each field, and the fields without a default."""
     hints = typing.get_type_hints(kind)
     if not dataclasses.is_dataclass(kind):
         return hints, frozenset(kind._fields)
@@ -117,8 +193,11 @@ def _declared(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
     return hints, frozenset(required)
 
 
-def _enum(kind: Any, data: Any, where: str) -> Any:
-    try:
-        return kind(data)
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error
+def _enum(kind: Any) -> Decoder:
+    def decoded(data: Any) -> Any:
+        try:
+            return kind(data)
+        except ValueError as error:
+            raise _MisfitError(str(error)) from error
+
+    return decoded

@@ -91,6 +91,7 @@ def cycle(names: Sequence[str]) -> dict[str, object]:
             assembly.executor(),
             assembly.policy(),
             assembly.faults,
+            assembly.monitor.ended,
         )
         report = reconciler.cycle()
         took = time.monotonic() - began
