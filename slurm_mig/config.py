@@ -201,6 +201,7 @@ class RemoteSettings:
     )  # fmt: skip
     timeout_s: Deadline = 60.0
     observe_s: Deadline = 20.0
+    rest_s: Seconds = 30.0
     fanout: Annotated[int, _between(1, 1024)] = 32
 
 

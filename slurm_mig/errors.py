@@ -75,6 +75,10 @@ class UnreachableError(SlurmMigError):
     retry_s = 30.0
 
 
+class SilentError(UnreachableError):
+    """A host that took long to fail: each try keeps everybody waiting."""
+
+
 class GoneError(UnreachableError):
     """slurmctld has no such node any more."""
 

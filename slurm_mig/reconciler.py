@@ -37,6 +37,7 @@ from slurm_mig.core.model import (
 )
 from slurm_mig.core.planning import plan as planner
 from slurm_mig.core.records import CycleReport, ManagedNode, NodeFacts, Phase, Transaction
+from slurm_mig.core.silence import Silences
 from slurm_mig.errors import SlurmMigError, UsageError
 from slurm_mig.executor import Executor, Outcome
 from slurm_mig.mending import Mending
@@ -71,10 +72,12 @@ class Reconciler:
         rules: policy.Policy,
         faults: Callable[[Collection[str]], Mapping[str, str]] = lambda _: {},
         ended: Callable[[monitoring.Ended], None] = lambda _: None,
+        silences: Silences | None = None,
     ) -> None:
         """`faults` says what of the site's configuration slurm-mig cannot live with, by node;
-        `ended` is told of each cycle that has come to its end."""
+        `ended` is told of each cycle that has come to its end; `silences` are the nodes' own."""
         self._faults = faults
+        self._silences = silences or Silences()
         self._ended = ended
         self._cluster = cluster
         self._nodes = nodes
@@ -113,6 +116,7 @@ class Reconciler:
             mended=mending.times,
             seconds=now - began,
             plan_seconds=planned - looked,
+            silent=dict(self._silences.known),
         )
         before = self._store.report()
         self._store.save_report(report)
@@ -238,6 +242,7 @@ class Reconciler:
         if name not in managed:
             raise UsageError(f"{name} is not enrolled; nothing was changed")
         self._check_files()
+        self._silences.heard(name)
         transaction = self._store.transaction(name)
         if transaction and transaction.waits:
             return self._executor.give_up(transaction, "released by hand")
@@ -272,8 +277,6 @@ class Reconciler:
         An earlier state of ours, brought back from a backup, is replaced by the present one.
         """
         managed = self._store.managed()
-        if not managed:
-            return
         also = []
         for name, node in managed.items():
             transaction = self._store.transaction(name)

@@ -16,15 +16,36 @@ from slurm_mig.core.codec import decode, encode
 from slurm_mig.core.model import NodeChange, Slots
 from slurm_mig.core.ownership import Outside
 from slurm_mig.core.records import ManagedNode, NodeFacts
-from slurm_mig.errors import SlurmMigError
+from slurm_mig.core.silence import Silences
+from slurm_mig.errors import SilentError, SlurmMigError
 
 
 class RemoteNodes(Sessions):
-    """The GPU nodes: `slurm-mig node serve`."""
+    """The GPU nodes: `slurm-mig node serve`. `silences` has those that `observe` leaves alone."""
+
+    silences = Silences()
 
     def observe(self, names: Sequence[str]) -> dict[str, NodeFacts | SlurmMigError]:
-        """Facts of all nodes, asked at the same time; a node that fails gives its error."""
-        return {name: _facts(name, answer) for name, answer in self.ask(names, "observe").items()}
+        """Facts of all nodes, asked at the same time; a node that fails gives its error, and one
+        that is left alone the reason for it."""
+        found: dict[str, NodeFacts | SlurmMigError] = {
+            name: error for name in names if (error := self.silences.left_alone(name))
+        }
+        for name, answer in self.ask([n for n in names if n not in found], "observe").items():
+            found[name] = _facts(name, answer)
+            if isinstance(answer, SilentError):
+                self.silences.noted(name, answer)
+            else:
+                self.silences.heard(name)
+        return found
+
+    def call(self, name: str, verb: str, data: Any) -> Any:
+        """As of every session; who keeps a reshape waiting is left alone by the next cycles."""
+        try:
+            return super().call(name, verb, data)
+        except SilentError as error:
+            self.silences.noted(name, error)
+            raise
 
     def reshape(self, name: str, change: NodeChange) -> NodeFacts:
         facts = _facts(name, self.call(name, "reshape", encode(change)))
@@ -56,6 +77,9 @@ class RemoteNodes(Sessions):
 
     def write_files(self, name: str, node: ManagedNode) -> None:
         self.call(name, "write_files", encode(node))
+
+    def commit_files(self, name: str, node: ManagedNode) -> None:
+        self.call(name, "commit_files", encode(node))
 
     def leave_files(self, name: str) -> None:
         self.call(name, "leave_files", None)

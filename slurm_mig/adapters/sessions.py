@@ -1,11 +1,11 @@
 """Sessions with hosts: one process of the remote command for each, JSON lines in and out.
 
 A session begins at the first request and is kept until `close`, so that a reshape pays for one
-connection. Who runs cycle after cycle calls `rest` between them: sessions stay, and one that did
-not survive the pause is begun anew. At most `fanout` hosts are asked at a time, and about as many
-sessions kept; each host has its own time limit, and one that hangs takes one place, not the others'
-time. The command is an argument vector from the configuration (ssh by default); nothing ever goes
-through a shell here.
+connection. Who runs cycle after cycle calls `rest` between them: as many as `fanout` sessions stay,
+and one that did not survive the pause is begun anew. At most `fanout` hosts are asked at a time;
+each has its own time limit, and one that hangs takes one place, not the others' time. The command
+is an argument vector from the configuration (ssh by default); nothing ever goes through a shell
+here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from slurm_mig import errors
-from slurm_mig.errors import GpuError, SlurmMigError, UnreachableError
+from slurm_mig.errors import GpuError, SilentError, SlurmMigError, UnreachableError
 
 S = TypeVar("S", bound="Sessions")
 
@@ -35,6 +35,9 @@ RESTED_ANSWER_S = 10.0
 """How long a session from an earlier cycle may take to answer: its connection may be dead without
 either end knowing."""
 
+SLOW_S = 2.0
+"""Who fails later than this has kept a cycle waiting."""
+
 SAID = 500
 """Bytes kept of what a command wrote to stderr."""
 
@@ -42,6 +45,10 @@ MESSAGE = 2000
 """Characters kept of an error that a host sends."""
 
 FANOUT = 32
+
+KEPT = 256
+"""Sessions kept until `rest` or `close`, so that no host is connected to twice. Each has three
+pipes, and a process may have 1024 files open on most systems."""
 
 
 @dataclass
@@ -51,6 +58,8 @@ class _Session:
     said: bytes = b""
     rested: bool = False
     """From an earlier cycle, and not heard of in this one."""
+    asked: float = 0.0
+    """When it was asked last."""
 
     @classmethod
     def begin(cls, command: Sequence[str]) -> _Session:
@@ -160,13 +169,9 @@ class Sessions:
 
     def close(self) -> None:
         """End every session."""
-        ending = [*self._sessions.values(), *self._ending]
-        self._sessions, self._ending = {}, []
-        for session in ending:
-            session.hang_up()
-        deadline = time.monotonic() + 2.0
-        for session in ending:
-            session.end(max(0.0, deadline - time.monotonic()))
+        for name in list(self._sessions):
+            self._let_go(name)
+        self._see_end()
 
     def rest(self) -> None:
         """Keep the sessions for the next cycle."""
@@ -175,9 +180,14 @@ class Sessions:
         for session in self._sessions.values():
             session.hear()
             session.rested = True
-        for session in self._ending:
-            session.end(0.0)
-        self._ending = []
+        self._see_end()
+
+    def _see_end(self) -> None:
+        """See those that were let go end, which they do at once, or end them."""
+        ending, self._ending = self._ending, []
+        deadline = time.monotonic() + 2.0
+        for session in ending:
+            session.end(max(0.0, deadline - time.monotonic()))
 
     def is_like(self, other: Sessions) -> bool:
         """Would the other one's sessions be the same?"""
@@ -218,8 +228,8 @@ class Sessions:
                     if name in self._sessions:
                         for pipe in self._sessions[name].pipes:
                             selector.unregister(pipe)
-                        if waiting and len(self._sessions) >= self._fanout:
-                            self._let_go(name)
+                        if waiting and len(self._sessions) >= max(KEPT, self._fanout):
+                            self._make_room(name)
         return found
 
     def _begin(
@@ -228,6 +238,7 @@ class Sessions:
         """Ask one host; until when it may take to answer."""
         session = self._session(name)
         limit = min(RESTED_ANSWER_S, patience_s) if session.rested else patience_s
+        session.asked = time.monotonic()
         assert session.process.stdin is not None
         try:
             session.process.stdin.write(request)
@@ -287,17 +298,24 @@ class Sessions:
             selector.unregister(pipe)
 
     def _let_go(self, name: str) -> None:
-        """Make room for others; it ends by itself."""
+        """It ends by itself."""
         session = self._sessions.pop(name)
         session.hang_up()
         self._ending.append(session)
+
+    def _make_room(self, name: str) -> None:
+        """For others' sessions."""
+        self._let_go(name)
         while len(self._ending) > self._fanout:
             self._ending.pop(0).end(2.0)
 
     def _lost(self, name: str, why: str, grace_s: float = 0.5) -> UnreachableError:
         """The session is over: say why, with the last of what the command wrote to stderr."""
-        said = self._sessions.pop(name).end(grace_s)
-        return UnreachableError(
+        session = self._sessions.pop(name)
+        slow = time.monotonic() - session.asked > SLOW_S
+        said = session.end(grace_s)
+        kind = SilentError if slow else UnreachableError
+        return kind(
             f"{name}: {why}{': ' + said if said else ''}",
             hint=f"Try the remote command by hand: {' '.join(self._command).replace('%h', name)}",
         )

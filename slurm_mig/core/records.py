@@ -20,6 +20,7 @@ from slurm_mig.core.model import (
     is_filler,
 )
 from slurm_mig.core.ownership import Outside
+from slurm_mig.core.silence import Silence
 
 REASON = "slurm-mig"
 """Every reason that we put on a node starts with this word and a colon."""
@@ -228,3 +229,5 @@ class CycleReport:
     """How long it took."""
     plan_seconds: float = 0.0
     """How long its planning took."""
+    silent: Mapping[str, Silence] = field(default_factory=dict)
+    """Nodes that kept it or cycles before it waiting, and until when they are left alone."""

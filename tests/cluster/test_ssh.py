@@ -19,7 +19,7 @@ SSH = (
     "-o, ServerAliveInterval=5, root@%h, slurm-mig, node, serve"
 )
 OVER_SSH = CONFIGURATION.replace('[on-node, "%h", slurm-mig, node, serve]', f"[{SSH}]").replace(
-    "remote:\n", "remote:\n  timeout_s: 20\n  observe_s: 4\n"
+    "remote:\n", "remote:\n  timeout_s: 20\n  observe_s: 4\n  rest_s: 6\n"
 )
 PATH = "/opt/slurm-mig/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 FORCED = f'restrict,command="env PATH={PATH} slurm-mig node serve"'
@@ -120,21 +120,28 @@ def test_no_forwarding_and_no_terminal(site: ManagedCluster) -> None:
 def test_a_node_that_ssh_does_not_reach_is_left_out(site: ManagedCluster) -> None:
     """slurmctld still takes it for well; the others are served in the same cycle."""
     site.sh("kill $(cat /run/sshd-a100-3.pid)", node="a100-3")
-    shown = {n["name"]: n for n in site.status()["nodes"]}
-    assert shown["a100-3"]["condition"] == "away"
-    assert "Connection refused" in shown["a100-3"]["note"]
+    assert third(site)["condition"] == "away"
+    assert "Connection refused" in third(site)["note"]
     serve(site, 2, "3g.20gb")
     # A host that swallows packets: no answer at all.
     site.sh("ip link set eth0 down", node="a100-3")
     serve(site, 1, "2g.10gb")
+    # It has kept that cycle waiting: the next ones leave it alone for a while.
+    assert "it has kept a cycle waiting once and is asked again in" in third(site)["note"]
     site.sh("ip link set eth0 up; ip route add default via 10.77.0.1 || true", node="a100-3")
     site.sh(SSHD, node="a100-3")
+    site.wait_for(lambda: third(site)["condition"] == "usable", 30, "it to be asked again")
+    site.slurm_mig("reconcile")
+    assert not site.report()["silent"]
+
+
+def third(site: ManagedCluster) -> dict[str, str]:
+    return next(n for n in site.status()["nodes"] if n["name"] == "a100-3")
 
 
 def test_a_host_that_is_not_who_it_was_is_not_spoken_to(site: ManagedCluster) -> None:
     site.sh(f"sed -i.kept '/^a100-3/d' {SSH_KEYS}/known_hosts")
     try:
-        note = next(n["note"] for n in site.status()["nodes"] if n["name"] == "a100-3")
-        assert "Host key verification failed" in note
+        assert "Host key verification failed" in third(site)["note"]
     finally:
         site.sh(f"mv {SSH_KEYS}/known_hosts.kept {SSH_KEYS}/known_hosts")

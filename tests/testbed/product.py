@@ -105,6 +105,11 @@ class ManagedCluster(Cluster):
         shown: dict[str, Any] = json.loads(self.slurm_mig("status", "--json").stdout)
         return shown
 
+    def report(self) -> dict[str, Any]:
+        """What the last cycle left for `status` and for the next one."""
+        found: dict[str, Any] = json.loads(self.run("cat", "/var/lib/slurm-mig/cycle.json").stdout)
+        return found
+
     def history(self) -> list[dict[str, Any]]:
         """Every finished transaction, oldest first."""
         text = self.run("cat", "/var/lib/slurm-mig/history.jsonl", check=False).stdout
