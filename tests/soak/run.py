@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from tests.bench.claims import Claim, show
 from tests.soak.actions import NODES, Action, Cycle, Hand, Submit, actions
+from tests.soak.blame import Blame
 from tests.testbed import faults
 from tests.testbed.cluster import A30, A100, NodeSpec
 from tests.testbed.faults import Fault
@@ -77,6 +78,7 @@ class Soak:
     excused: set[int] = field(default_factory=set)
     """Jobs whose end is not slurm-mig's doing: cancelled, on a node that was rebooted, forgotten by
     a slurmctld that was killed before it saved them."""
+    blame: Blame = field(default_factory=Blame)
     healing: list[Healing] = field(default_factory=list)
     drained: dict[str, int] = field(default_factory=dict)
     """Nodes that the administrator has drained, and for how many actions more."""
@@ -135,7 +137,9 @@ class Soak:
             job, array, submitted, started, state = line.split()
             times = [submitted] if state == "PD" else [submitted, started]
             if any(now - _epoch(t) < UNSAVED_S for t in times) or state in ("CG", "CF"):
-                self.excused |= {int(job), int(array)}
+                forgotten = {int(job), int(array)}
+                self.excused |= forgotten
+                self.watch.requeued |= forgotten  # one whose start is forgotten starts again
 
     # -- people -----------------------------------------------------------------------------
 
@@ -251,10 +255,12 @@ class Soak:
     def strike(self, fault: Fault, node: str) -> None:
         if fault.name in ("slurmctld killed", "slurmctld restarted"):
             self.excuse_unsaved()
+        self.blame.struck(fault, node)
         self.cluster.run("sh", "-ec", fault.strike, env=_where(node), check=False, timeout=90)
 
     def heal(self, one: Healing) -> None:
         self.cluster.run("sh", "-ec", one.fault.heal, env=_where(one.node), check=False)
+        self.blame.healed(one.fault, one.node)
 
     def supervise(self) -> None:
         """What systemd does: a slurmd that has ended is started again, if it can be."""
@@ -305,14 +311,40 @@ class Soak:
             if not self.live() and done.returncode == 0:
                 break
         else:
-            self.watch.saw(f"not at rest {END_S:g} s after the end: {self.status()}")
+            stuck = "".join(self.diagnosis(job) for job in self.live())
+            self.watch.saw(f"not at rest {END_S:g} s after the end: {self.status()}{stuck}")
         self.compare()
         for node in NODES:
             seen = look(self.cluster, node)
             if seen.state & {"DRAIN", "DOWN", "NOT_RESPONDING"}:
                 self.watch.saw(f"{node} is left {'+'.join(sorted(seen.state))}: {seen.reason}")
-        self.watch.cancelled |= self.excused
+        self.watch.cancelled |= self.excused | self.lost_launches()
         self.watch.finish(self.asked)
+
+    def lost_launches(self) -> set[int]:
+        """Jobs one of whose steps was on its way to a slurmd that the soak took away."""
+        found = set()
+        for job in self.asked.keys() - self.excused:
+            shown = self.cluster.job(job)
+            if shown.get("JobState") == "FAILED" and self.blame.of_launch(
+                self.cluster.output(job), _epoch(shown["EndTime"])
+            ):
+                found.add(job)
+        self.counts["lost launches"] = len(found)
+        return found
+
+    def diagnosis(self, job: int) -> str:
+        """All that Slurm and the hosts say of a job that does not end."""
+        shown = self.cluster.job(job)
+        node = shown.get("NodeList", "")
+        steps = self.cluster.run("scontrol", "show", "step", str(job), check=False).stdout
+        said = self.cluster.sh(
+            f"grep -hE 'JobId={job}\\b|StepId={job}\\b|\\[{job}\\.' /var/log/slurm/*.log",
+            check=False,
+        )
+        ps = ("ps", "-eo", "pid,ppid,stat,wchan:24,etimes,args")
+        runs = self.cluster.run(*ps, node=node, check=False).stdout if node in NODES else ""
+        return f"\n{shown}\n{steps}\n{self.cluster.output(job)}\n{said}\n{runs}"
 
     def resume_jobs(self) -> None:
         for job in self.cluster.run("squeue", "-h", "-t", "S", "-o", "%A").stdout.split():
@@ -353,7 +385,8 @@ def soak(seconds: float, seed: int) -> tuple[Soak, float]:
             before = len(it.watch.violations)
             it.act(action)
             for violation in it.watch.violations[before:]:
-                print(f"action {number}, {action}: {violation}", file=sys.stderr, flush=True)
+                print(f"action {number}, {action}: {violation}\n{cluster.logs(40)}",
+                      file=sys.stderr, flush=True)  # fmt: skip
             it.counts["actions"] = number + 1
         it.end()
         it.counts["reshapes"] = len([h for h in cluster.history() if h["phase"] == "released"])
@@ -369,6 +402,7 @@ def claims(it: Soak, seconds: float, seed: int) -> list[Claim]:
         *(Claim(f"soak_{name}", it.counts[name], "") for name in shown),
         Claim("soak_looks", it.watch.looks, ""),
         Claim("soak_excused_jobs", len(it.excused & set(it.asked)), ""),
+        Claim("soak_lost_launches", it.counts["lost launches"], ""),
     ]
 
 
