@@ -145,3 +145,38 @@ def test_the_report_of_a_running_cluster(
     assert "<script" not in shown
     site.slurm_mig("report", "--output", "/tmp/jobs/r.html")
     assert site.read("/tmp/jobs/r.html").startswith("<!DOCTYPE html>")
+
+
+EVIL = (
+    "x\x1b[2J\u202e'\"; touch /tmp/harm #$(touch /tmp/harm)`touch /tmp/harm`"
+    "<script>alert(1)</script>"
+)
+SECRET = "hunter2hunter2"
+EVERYWHERE = "/var/lib/slurm-mig /run/slurm-mig /etc/slurm/slurm-mig"
+
+
+def test_texts_of_users_do_no_harm_and_their_secrets_stay_theirs(site: ManagedCluster) -> None:
+    """A job's name, comment and environment, a node's comment and reason: through a whole cycle,
+    its hooks and everything that is shown or kept."""
+    node = ("scontrol", "update", "NodeName=a100-2")
+    site.run(*node, f"Comment={EVIL}")
+    site.run(*node, "State=DRAIN", f"Reason={EVIL}")
+    job = site.submit(
+        "true", "--gres=gpu:4g.20gb:1", f"--exclude={NODE}", f"--job-name={EVIL}",
+        f"--comment={EVIL}", f"--export=ALL,TOKEN={SECRET},EVIL={EVIL}",
+    )  # fmt: skip
+    said = [site.slurm_mig("reconcile").stdout, site.slurm_mig("status").stdout]
+    site.run(*node, "State=RESUME", "Comment=")
+    for words in (("plan",), ("reconcile",), ("status",), ("history",), ("report",), ("metrics",)):
+        done = site.slurm_mig(*words)
+        said += [done.stdout, done.stderr]
+    site.wait_job(job, "COMPLETED")
+    said += [site.read(FILE), site.read(REPORT)]
+    assert "<script" not in site.read(REPORT)
+    assert "touch /tmp/harm" in said[1], "the reason is shown, as text"
+    for text in said:
+        assert not {"\x1b", "\u202e"} & set(text)
+        assert SECRET not in text
+    for host in (None, NODE, "a100-2"):
+        assert site.run("test", "-e", "/tmp/harm", node=host, check=False).returncode
+        assert not site.sh(f"grep -rl {SECRET} {EVERYWHERE} || true", node=host)
