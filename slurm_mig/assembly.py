@@ -29,6 +29,7 @@ from slurm_mig.core.planning.rules import Rules
 from slurm_mig.core.planning.weights import Weights
 from slurm_mig.core.policy import GroupRules, Policy
 from slurm_mig.core.records import CycleReport, ManagedNode, NodeFacts
+from slurm_mig.core.silence import Silences
 from slurm_mig.enrolment import (
     Enrolment,
     Whole,
@@ -110,7 +111,7 @@ class Assembly:
         others = [host for host in slurm.controllers if host not in here]
         controllers = RemoteControllers(others, slurm.controller_command, remote.timeout_s)
         own = nodes if slurm.nodes_have_own else None
-        files = Copies(LocalFiles(settings), controllers, own)
+        files = Copies(LocalFiles(settings), controllers, own, store.left)
         return cls(settings, PyslurmCluster(), nodes, files, store)
 
     def limits(self) -> Limits:
@@ -141,6 +142,9 @@ class Assembly:
         )
 
     def reconciler(self) -> Reconciler:
+        last, remote = self.store.report(), self.settings.remote
+        silent = last.silent if last else {}
+        self.nodes.silences = Silences(remote.rest_s, silent, RealClock().now)
         return Reconciler(
             self.cluster,
             self.nodes,
@@ -151,6 +155,7 @@ class Assembly:
             self.policy(),
             self.faults,
             self.monitor.ended,
+            self.nodes.silences,
         )
 
     def policy(self) -> Policy:
@@ -203,7 +208,7 @@ class Assembly:
             self.nodes,
             RealClock(),
             self.files.switch,
-            self.store.save_managed,
+            self.store.take_up,
             self.store.forget,
         )
 

@@ -150,7 +150,7 @@ def status(config_path: Path, as_json: bool) -> None:  # noqa: FBT001
         reasons = {r.job_id: r.reason for r in reconciler.plan(seen).refusals}
     report, pauses = assembly.store.report(), assembly.store.pauses()
     reasons = {**_said_last(report), **reasons}
-    if trouble := assembly.store.trouble():
+    if trouble := assembly.store.trouble() or _lost(assembly):
         reasons = {r.job_id: trouble for r in seen.requests}
     waiting = [(r, why(r, reasons)) for r in seen.requests]
     transactions = [t for t in seen.transactions.values() if t.is_open]
@@ -175,6 +175,14 @@ def status(config_path: Path, as_json: bool) -> None:  # noqa: FBT001
         ),
         nl=False,
     )
+
+
+def _lost(assembly: Assembly) -> str:
+    """What the state directory should have and has not."""
+    from slurm_mig.core import publish
+
+    names = assembly.files.without_record(assembly.store.managed())
+    return str(publish.lost_records(names)) if names else ""
 
 
 def _said_last(report: CycleReport | None) -> dict[int, str]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from slurm_mig.core import conditions, drift, geometry, ownership, slots
+from slurm_mig.core.fences import orphaned
 from slurm_mig.core.model import Gpu, Instance, SlurmNode, is_filler
 from slurm_mig.core.records import REASON, ManagedNode, NodeFacts
 from slurm_mig.errors import BusyError, ConfigError, SlurmMigError, UnreachableError, UsageError
@@ -399,7 +400,8 @@ class Enrolment:
 
     def _fence(self, name: str) -> None:
         node = self._cluster.node(name)
-        if "DRAIN" in node.states:
+        # Our own drain may be left of an enrolment that was killed, or of a record that was lost.
+        if "DRAIN" in node.states and not orphaned(node):
             raise BusyError(f"{name} is drained ({node.reason}); nothing was changed")
         self._cluster.drain(name, f"{REASON}: enrolment")
 

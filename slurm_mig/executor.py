@@ -157,8 +157,9 @@ class Executor:
                 transaction, Phase.ABANDONED, f"drained by somebody else: {node.reason}"
             )
         if "DRAIN" not in node.states:
-            managed = self._at.store.managed()[transaction.node]
-            if transaction.phase is Phase.PUBLISHED and managed.slots == transaction.slots:
+            managed = self._at.store.managed().get(transaction.node)
+            confirmed = managed is not None and managed.slots == transaction.slots
+            if transaction.phase is Phase.PUBLISHED and confirmed:
                 return self._was_released(transaction)
             return self._run(transaction)
         return self._run(transaction, Situation(fenced=True))

@@ -175,7 +175,14 @@ class NodeAgent:
         self._slurmd.announce()
 
     def write_files(self, node: ManagedNode) -> None:
-        """This node's part of its own files; the site's lines around it are kept."""
+        """This node's part of its own files; the site's lines around it are kept. Raises DriftError
+        for one of ours that a person has edited; nothing is written then."""
+        files = self._own(node.name)
+        files.refuse_edited([node])
+        files.commit([node])
+
+    def commit_files(self, node: ManagedNode) -> None:
+        """The same, over any edit."""
         self._own(node.name).commit([node])
 
     def leave_files(self) -> None:
@@ -276,6 +283,7 @@ def serve(agent: NodeAgent, requests: Iterable[str], answers: TextIO) -> None:
         "gpus": lambda data: agent.verbs.run(data),
         "follow": lambda data: agent.follow(decode(int, data, "slurmd_pid")),
         "write_files": lambda data: agent.write_files(decode(ManagedNode, data, "node")),
+        "commit_files": lambda data: agent.commit_files(decode(ManagedNode, data, "node")),
         "leave_files": lambda _: agent.leave_files(),
         "gres_lines": lambda _: agent.gres_lines(),
     }

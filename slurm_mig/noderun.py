@@ -211,7 +211,9 @@ class NodeRun:
     def _managed(self) -> ManagedNode:
         """The node's record, read once: under the lock nobody else changes it."""
         if self._record is None:
-            self._record = self._at.store.managed()[self.name]
+            self._record = self._at.store.managed().get(self.name)
+        if self._record is None:
+            raise publish.lost_records([self.name])
         return self._record
 
     def write(self) -> None:

@@ -15,33 +15,48 @@ writes it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from slurm_mig.adapters.managedfiles import ManagedFiles
 from slurm_mig.adapters.remote import RemoteControllers, RemoteNodes
+from slurm_mig.core import publish
 from slurm_mig.core.records import ManagedNode
-from slurm_mig.errors import SlurmMigError, UnreachableError
+from slurm_mig.errors import DriftError, SlurmMigError, UnreachableError
 
 log = logging.getLogger(__name__)
 
 
 class Copies:
-    """`nodes` is None where managed nodes have no files of their own."""
+    """`nodes` is None where managed nodes have no files of their own.
+
+    No node's lines are dropped but those of a node that leaves: slurmctld and slurmd would end its
+    jobs. So what writes raises DriftError, before anything is written, where the records of nodes
+    that our files have were lost.
+    """
 
     def __init__(
-        self, here: ManagedFiles, controllers: RemoteControllers, nodes: RemoteNodes | None
+        self,
+        here: ManagedFiles,
+        controllers: RemoteControllers,
+        nodes: RemoteNodes | None,
+        left: Callable[[], Iterable[str]] = tuple,
     ) -> None:
+        """`left`: the nodes that were given back. A controller that was away then may have them."""
         self.here = here
+        self._left = left
         self._controllers = controllers
         self._nodes = nodes
         self._silent: set[str] = set()
         """Controllers that did not answer: asked again by the next command, not in every step."""
 
     def check(self, nodes: Sequence[ManagedNode], also: Sequence[ManagedNode] = ()) -> list[str]:
-        """Stale files, as `path` or `host:path`; see ManagedFiles.check.
+        """Stale files, as `path` or `host:path`; see ManagedFiles.check. Raises DriftError, too,
+        when ours have nodes of which there is no record: the state directory, or a part of it, was
+        lost.
 
         The nodes' own copies are not asked here: their facts have them (`NodeFacts.copies`).
         """
+        self._refuse_lost(node.name for node in nodes)
         stale = self.here.check(nodes, also)
         for host in self._answering():
             try:
@@ -51,14 +66,15 @@ class Copies:
         return stale
 
     def write(self, nodes: Sequence[ManagedNode], changed: str) -> None:
-        """Every copy, after one node's slots have changed. Raises UnreachableError when the node's
-        own copy cannot be written, for whatever reason: it must not be released then, and what is
-        wrong with one node's files is no reason to stop at others."""
+        """Every copy, after one node's slots have changed. Raises DriftError when the node's own
+        copy was edited by hand, and UnreachableError when it cannot be written for another reason:
+        the node must not be released then."""
+        self._refuse_lost(node.name for node in nodes)
         if self._nodes is not None:
             own = next(node for node in nodes if node.name == changed)
             try:
                 self._nodes.write_files(changed, own)
-            except UnreachableError:
+            except (UnreachableError, DriftError):
                 raise
             except SlurmMigError as error:
                 raise UnreachableError(
@@ -69,11 +85,14 @@ class Copies:
 
     def restore(self, nodes: Sequence[ManagedNode]) -> None:
         """All copies on controllers, with our lines in the site's files."""
+        self._refuse_lost(node.name for node in nodes)
         self.here.commit(nodes)
         self._commit_elsewhere(nodes)
 
     def switch(self, nodes: Sequence[ManagedNode], names: Collection[str]) -> None:
-        """`restore`, and the own files of the nodes `names`, which come into our care or leave."""
+        """`restore`, and the own files of the nodes `names`, which come into our care or leave:
+        written over any edit."""
+        self._refuse_lost([*(node.name for node in nodes), *names])
         self.here.commit(nodes)
         self._commit_elsewhere(nodes)
         if self._nodes is None:
@@ -81,13 +100,21 @@ class Copies:
         ours = {node.name: node for node in nodes}
         for name in names:
             if name in ours:
-                self._nodes.write_files(name, ours[name])
+                self._nodes.commit_files(name, ours[name])
             else:
                 self._nodes.leave_files(name)
 
     def close(self) -> None:
         """End the sessions on other controllers' hosts."""
         self._controllers.close()
+
+    def _refuse_lost(self, names: Iterable[str]) -> None:
+        if lost := self.without_record(names):
+            raise publish.lost_records(lost)
+
+    def without_record(self, names: Iterable[str]) -> list[str]:
+        """Nodes that our files have, that are not among these, and were not given back."""
+        return self.here.without_record([*names, *self._left()])
 
     def _answering(self) -> list[str]:
         return [host for host in self._controllers.hosts if host not in self._silent]

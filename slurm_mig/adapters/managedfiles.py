@@ -8,7 +8,7 @@ controllers' hosts, and on GPU nodes that have files of their own (adapters/copi
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +23,6 @@ from slurm_mig.adapters.slurmfiles import (
 from slurm_mig.core import publish
 from slurm_mig.core.records import ManagedNode
 from slurm_mig.errors import DriftError
-
-NO_CATALOG = publish.Catalog()
-
 
 NO_CATALOG = publish.Catalog()
 
@@ -95,16 +92,22 @@ class ManagedFiles:
         `also` are the records with a transaction's slots, when one was interrupted. Raises
         DriftError for a file of ours that is gone or that a person has edited.
         """
-        either = self.texts(also) if also else {}
+        if not nodes:
+            return []
         stale = []
         for path, text in self.texts(nodes).items():
             found = _text(path)
-            if found in (text, either.get(path)):
+            if found == text or (also and found == self.texts(also)[path]):
                 continue
             if found is None or not publish.is_sealed(found):
                 raise _edited(path, text, found)
             stale.append(str(path))
         return stale + [str(path) for path in self.without_include()]
+
+    def without_record(self, names: Iterable[str]) -> list[str]:
+        """Nodes that our nodes.conf has, and that are not among these."""
+        text = _text(self.places.ours[0]) or ""
+        return sorted(publish.nodes_in(text) - set(names)) if publish.is_sealed(text) else []
 
     def without_include(self) -> list[Path]:
         """The site's files in which nothing includes ours."""
@@ -130,12 +133,16 @@ class ManagedFiles:
     def write(self, nodes: Sequence[ManagedNode]) -> None:
         """Write both files of ours; nothing else is touched. Raises DriftError for one that a
         person has edited, before anything is written."""
-        texts = self.texts(nodes)
-        for path, text in texts.items():
+        self.refuse_edited(nodes)
+        self._write(self.texts(nodes))
+
+    def refuse_edited(self, nodes: Sequence[ManagedNode]) -> None:
+        """Raises DriftError if one of our files was edited by hand; `nodes` is what they should
+        have."""
+        for path in self.places.ours:
             found = _text(path)
             if found is not None and not publish.is_sealed(found):
-                raise _edited(path, text, found)
-        self._write(texts)
+                raise _edited(path, self.texts(nodes)[path], found)
 
     def _write(self, texts: Mapping[Path, str]) -> None:
         for path, text in texts.items():

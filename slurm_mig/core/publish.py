@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from slurm_mig.core import slots
 from slurm_mig.core.model import Device
 from slurm_mig.core.records import ManagedNode
+from slurm_mig.errors import DriftError
 
 HEADER = """\
 # Written by slurm-mig: do not edit.
@@ -37,6 +39,23 @@ def own_copies(node: ManagedNode) -> dict[str, str]:
     """The digest of each of our files on a node that has files of its own, as its facts give them
     (`NodeFacts.copies`)."""
     return {"nodes.conf": digest(nodes_conf([node])), "gres.conf": digest(gres_conf([node]))}
+
+
+def nodes_in(text: str) -> set[str]:
+    """The nodes of a nodes.conf of ours, without the catalog's records."""
+    lines = re.findall(r"(?m)^NodeName=(\S+) (.*)$", text)
+    return {name for name, rest in lines if "State=FUTURE" not in rest.split()}
+
+
+def lost_records(names: Sequence[str]) -> DriftError:
+    """The error for nodes that our files have, and the state directory has not."""
+    listed = " ".join(names)
+    return DriftError(
+        f"there is no record of {listed}, which slurm-mig manages: the state directory, or a part "
+        "of it, was lost; nothing was changed",
+        hint="Bring it back from a backup, or, once no gpu job runs there, "
+        f"`slurm-mig enrol {listed}`.",
+    )
 
 
 def _digest(body: str) -> str:

@@ -187,6 +187,30 @@ def test_a_copy_on_a_node_edited_by_hand_stops_that_node_only(cluster: ManagedCl
     reconcile_until(cluster, wants)
 
 
+@pytest.mark.parametrize("way", ["per-host, node"], indirect=True)
+def test_a_copy_on_a_node_edited_in_the_middle_waits_for_a_person(cluster: ManagedCluster) -> None:
+    """As the shared files do: nothing is written over the edit, and nobody else is stopped."""
+    job = cluster.submit(CUDA_JOB, "--gres=gpu:1g.5gb:1")
+    reconcile_until(cluster, job)
+    served(cluster, job)
+    wanted = next(p for p in ("3g.20gb", "4g.20gb", "2g.10gb") if p not in gres(cluster))
+    wants = cluster.submit("true", f"--gres=gpu:{wanted}:1")
+    edit = ("on-node", NODE, "sed", "-i", "s/Type=guard/Type=mine/", OURS[1])
+    at = ("python", "-m", "tests.testbed.die_at", "nodes.reshape")
+    cluster.run(*at, *edit, check=False, timeout=120)
+    reason = cluster.node(NODE)["Reason"]
+    assert f"needs a person: {NODE}: {OURS[1]} was edited by hand" in reason
+    assert "mine" in cluster.read(OURS[1], NODE)
+    assert cluster.slurm_mig("reconcile", check=False).returncode == Exit.ATTENTION
+    assert cluster.slurm_mig("release", NODE, check=False).returncode == Exit.ATTENTION
+    assert "mine" in cluster.read(OURS[1], NODE)
+    cluster.run("sed", "-i", "s/Type=mine/Type=guard/", OURS[1], node=NODE)
+    cluster.slurm_mig("release", NODE)
+    reconcile_until(cluster, wants)
+    assert healthy(cluster)
+    ended_well(cluster, job)
+
+
 @pytest.mark.parametrize("way", ["configless, reconfigure"], indirect=True)
 def test_nodes_of_one_cycle_share_a_reconfigure(cluster: ManagedCluster) -> None:
     """And none is made again before the interval has passed; status says so."""

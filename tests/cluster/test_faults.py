@@ -16,12 +16,13 @@ import pytest
 
 from slurm_mig.core import demand
 from slurm_mig.core.model import is_filler
+from slurm_mig.errors import Exit
 from tests.cluster.test_backup import state_is_saved
 from tests.testbed import faults
 from tests.testbed.cluster import A100, NodeSpec
 from tests.testbed.faults import Fault
 from tests.testbed.product import CUDA_JOB, ManagedCluster
-from tests.testbed.views import GRES_CONF, checked, look
+from tests.testbed.views import GRES_CONF, checked, differences, look
 
 NODE = "a100-1"
 TOTAL = 15
@@ -39,47 +40,34 @@ POINTS = (
 """Where a fault strikes: before a step, or right after a call to the outside."""
 
 DEFAULT = {
-    "slurmctld killed": ("cluster.set_gres", "cluster.resume"),
-    "slurmctld restarted": ("files.write",),
+    "slurmctld killed": ("cluster.set_gres",),
     "slurmctld slow": ("nodes.reshape",),
-    "slurmctld hangs": (),
     "slurmd killed": ("nodes.reshape",),
     "slurmd does not come back": ("files.write",),
-    "slurmd comes back late": ("before:reshape",),
     "slurmd hangs": ("before:reshape",),
-    "an old gres.conf comes back": ("files.write",),
     "NVML: one creation fails": ("before:reshape",),
-    "NVML: no creation succeeds": ("before:reshape",),
-    "NVML: an instance stays in use": ("before:reshape",),
-    "NVML: destroyed, it says, and it is still there": ("before:reshape",),
-    "NVML: no permission": (),
     "NVML: the GPUs are lost": ("nodes.reshape",),
-    "NVML: slow": (),
-    "state directory full": ("cluster.drain", "nodes.reshape"),
-    "state directory read-only": ("files.write",),
-    "/etc/slurm full": (),
+    "state directory full": ("nodes.reshape",),
     "/etc/slurm read-only": ("nodes.reshape",),
-    "nodes.conf cannot be replaced": ("before:reshape",),
-    "gres.conf cannot be replaced": (),
-    "the node's boot record: disk full": (),
     "the node's boot record: read-only": ("nodes.reshape",),
-    "the node's slot map and marks: /run full": ("nodes.reshape",),
-    "the node's slot map and marks: /run read-only": (),
     "gres.conf edited by a person": ("before:reshape",),
-    "nodes.conf edited by a person": (),
     "slurm.conf replaced by configuration management": ("files.write",),
-    "gres.conf of the site replaced by configuration management": (),
     "the clock jumps a day ahead": ("cluster.drain",),
-    "the clock jumps a day back": ("cluster.set_gres",),
     "a second reconciler": ("nodes.reshape",),
-    "remote command: fail": ("reshape",),
-    "remote command: hang": ("publish",),
-    "remote command: rubbish": ("prepare",),
-    "remote command: lost": ("reshape", "publish"),
+    "remote command: lost": ("publish",),
     "remote command: late": ("reshape",),
     "remote command: killed": ("reshape",),
 }
-"""What the default suite has, by fault: the points, or the node command's verb."""
+"""What the default suite has, one of each row of the table: the points, or the node command's
+verb."""
+
+STEPS = {
+    "test_a_job_ends_during_the_reshape": ("nodes.reshape", "cluster.drain", "nodes.publish"),
+    "test_an_administrator_sets_the_node_down": ("files.write", "cluster.drain"),
+    "test_the_node_reboots_in_the_middle": ("files.write", "nodes.reshape", "cluster.set_gres"),
+    "test_the_state_directory_comes_back_from_a_backup": ("nodes.reshape", "before:fence"),
+}
+"""Points of the rows that are tests of their own; the default suite has the first."""
 
 BY_POINT = (
     *faults.SLURMCTLD, *faults.SLURMDS, *faults.NVML, *faults.DISKS, *faults.HANDS, *faults.CLOCK,
@@ -93,27 +81,61 @@ def rows(*, every: bool) -> list[tuple[Fault, str]]:
     """Fault and point of each test."""
     found = []
     for fault in BY_POINT:
-        found += [(fault, p) for p in (POINTS if every else DEFAULT[fault.name])]
+        found += [(fault, p) for p in (POINTS if every else DEFAULT.get(fault.name, ()))]
     for fault in faults.REMOTE:
         name, _, verb = fault.name.rstrip(")").partition(" (")
-        if every or verb in DEFAULT[name]:
+        if every or verb in DEFAULT.get(name, ()):
             found.append((fault, "before:fence"))
     return found
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    every = metafunc.config.option.faults == "all"
     if "row" in metafunc.fixturenames:
-        found = rows(every=metafunc.config.option.faults == "all")
+        found = rows(every=every)
         metafunc.parametrize("row", found, ids=[f"{f.name}, {p}" for f, p in found])
+    elif "point" in metafunc.fixturenames:
+        points = STEPS[metafunc.function.__name__]
+        metafunc.parametrize("point", points if every else points[:1])
+
+
+class Site:
+    """One cluster for all tests; a new one after a test that has not left it idle."""
+
+    def __init__(self) -> None:
+        self._cluster: ManagedCluster | None = None
+
+    def cluster(self) -> ManagedCluster:
+        if self._cluster is None:
+            spec = NodeSpec(NODE, (A100, A100))
+            self._cluster = ManagedCluster(nodes=(spec,), configuration=faults.CONFIG)
+            self._cluster.start()
+            faults.prepare(self._cluster)
+            self._cluster.enrol()
+        return self._cluster
+
+    def stop(self) -> None:
+        if self._cluster is not None:
+            self._cluster.stop()
+        self._cluster = None
+
+    def keep_if_idle(self) -> None:
+        shown = self._cluster and self._cluster.run("sinfo", "-hN", "-o", "%T %E", check=False)
+        if not shown or shown.stdout.split() != ["idle", "none"]:
+            self.stop()
 
 
 @pytest.fixture(scope="module")
-def node() -> Iterator[ManagedCluster]:
-    spec = NodeSpec(NODE, (A100, A100))
-    with ManagedCluster(nodes=(spec,), configuration=faults.CONFIG) as cluster:
-        faults.prepare(cluster)
-        cluster.enrol()
-        yield cluster
+def site() -> Iterator[Site]:
+    found = Site()
+    yield found
+    found.stop()
+
+
+@pytest.fixture
+def node(site: Site) -> Iterator[ManagedCluster]:
+    yield site.cluster()
+    site.keep_if_idle()
 
 
 @dataclass
@@ -227,7 +249,6 @@ def explained(work: Work, said: str) -> None:
         assert held or "will be served" not in mine[0], f"{shown}\n{said}"
 
 
-@pytest.mark.parametrize("point", ["cluster.drain", "nodes.reshape", "nodes.publish"])
 def test_a_job_ends_during_the_reshape(work: Work, point: str) -> None:
     offered = work.index.partition("(")[0]
     ending = work.cluster.submit(CUDA_JOB, f"--gres={offered}")
@@ -237,3 +258,73 @@ def test_a_job_ends_during_the_reshape(work: Work, point: str) -> None:
     assert ended["JobState"] == "COMPLETED", work.cluster.output(ending)
     work.until_served()
     settled(work)
+
+
+def test_an_administrator_sets_the_node_down(node: ManagedCluster, point: str) -> None:
+    """Which ends its jobs; the node is his, reason and all, and every view of it agrees.
+
+    (ReturnToService=2: a slurmd that registers ends DOWN, and the drain that was ours is his.)
+    """
+    has = Work(node, 0, "")
+    has.waiting = wanting(node)
+    update = "scontrol update NodeName=$NODE State=DOWN Reason='fan is broken'"
+    has.strike(Fault("set down", update), point)
+    for _ in range(2):
+        seen = look(node, NODE)
+        assert seen.state & {"DOWN", "DRAIN"}
+        assert seen.reason.startswith("fan is broken")
+        assert not differences(seen)
+        has.cycle()
+    node.run("scontrol", "update", f"NodeName={NODE}", "State=RESUME")
+    node.register(NODE)
+    has.until_served()
+    settled(has)
+
+
+def test_the_node_reboots_in_the_middle(node: ManagedCluster, point: str) -> None:
+    """Its instances and /run are gone: `restore` brings back what the node's record has."""
+    has = Work(node, 0, "")
+    has.waiting = wanting(node)
+    has.strike(faults.OTHERS[1], point)
+    has.until_served()
+    settled(has)
+
+
+STATE = "/var/lib/slurm-mig"
+KEPT = f"rm -rf /run/faults/kept; cp -a {STATE} /run/faults/kept"
+LOST = f"rm -rf {STATE}/*"
+
+
+def test_the_state_directory_comes_back_from_a_backup(work: Work, point: str) -> None:
+    work.cluster.sh(KEPT)
+    work.strike(Fault("lost", LOST), point)
+    said = work.cycle()
+    assert f"there is no record of {NODE}" in said
+    assert said.endswith(f"exit {Exit.CONFIG}")
+    assert f"there is no record of {NODE}" in work.cluster.slurm_mig("status").stdout
+    work.cluster.sh(f"rm -rf {STATE}/*; cp -a /run/faults/kept/. {STATE}")
+    work.until_served()
+    assert work.cluster.job(work.running)["GRES"] == work.index
+    settled(work)
+
+
+def test_a_node_whose_record_is_lost_late_is_finished(work: Work) -> None:
+    """Its files are written: the cycle that did it writes the record, too."""
+    work.strike(Fault("lost", LOST), "cluster.set_gres")
+    work.until_served()
+    assert work.cluster.job(work.running)["GRES"] == work.index
+    settled(work)
+
+
+def test_the_state_directory_is_lost_for_good(node: ManagedCluster) -> None:
+    """The node is taken up again once it has no gpu job."""
+    has = Work(node, 0, "")
+    has.waiting = wanting(node)
+    has.strike(Fault("lost", LOST), "nodes.reshape")
+    seen = look(node, NODE)
+    assert "DRAIN" in seen.state
+    assert "needs a person" in seen.reason
+    assert f"slurm-mig enrol {NODE}" in seen.reason
+    node.slurm_mig("enrol", NODE)
+    has.until_served()
+    settled(has)

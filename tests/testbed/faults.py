@@ -139,8 +139,8 @@ HANDS = (
     ),
     Fault(
         "nodes.conf edited by a person",
-        f"sed -i 's/^NodeName=/Weight=7 &/' {NODES_CONF}",
-        f"sed -i 's/^Weight=7 //' {NODES_CONF}",
+        f"sed -i 's/^NodeName=[^ ]* /&Weight=7 /' {NODES_CONF}",
+        f"sed -i 's/ Weight=7//' {NODES_CONF}",
     ),
     Fault(
         "slurm.conf replaced by configuration management",
@@ -170,7 +170,7 @@ OTHERS = (
 CONFIG = (
     CONFIGURATION.replace(
         'command: [on-node, "%h", slurm-mig, node, serve]',
-        'command: [python, -m, tests.testbed.faulty_remote, "%h"]\n  timeout_s: 4',
+        'command: [python, -m, tests.testbed.faulty_remote, "%h"]\n  timeout_s: 4\n  rest_s: 1',
     )
     .replace("node:\n", "node:\n  restart_deadline_s: 3\n")
     .replace("policy:\n", "policy:\n  fence_deadline_s: 5\n  quarantine_after_s: 0\n")
