@@ -12,7 +12,8 @@ copyright = "the slurm-mig developers, MIT licence"  # noqa: A001 - Sphinx's nam
 extensions = ["myst_parser"]
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build"]
+# verbs: parts of the generated pages.
+exclude_patterns = ["_build", "verbs"]
 html_theme = "alabaster"
 html_theme_options = {"page_width": "70rem", "description": "MIG GPUs as the Slurm queue asks for"}
 # Two dashes are an option, not a dash.

@@ -5,7 +5,6 @@ What fails to be looked at is itself a finding: one fault never hides the others
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -20,9 +19,9 @@ from slurm_mig.core.findings import ERROR, NOTE, OK, WARNING, Finding, Listed
 from slurm_mig.core.model import Gpu
 from slurm_mig.errors import SlurmMigError
 from slurm_mig.gpurender import gres_devices
+from slurm_mig.tables import minimum_drivers
 from slurm_mig.worlds import Worlds
 
-DATA = Path(__file__).parent / "data" / "mig-profiles.json"
 MARKS = {OK: "ok     ", NOTE: "note   ", WARNING: "WARNING", ERROR: "ERROR  "}
 
 
@@ -179,12 +178,3 @@ def _file_finding(file: str, *, minor: int, mode: int) -> Iterator[Finding]:
             WARNING, f"has mode {stat.S_IMODE(info.st_mode):04o}, not {mode:04o}", file,
             "users' jobs cannot open it", f"chmod {mode:04o} {file}",
         )  # fmt: skip
-
-
-def minimum_drivers() -> dict[str, str]:
-    """The oldest driver with MIG by model, for messages only."""
-    found = {}
-    for model in json.loads(DATA.read_text()):
-        for name in (model["gpu"], *(variant[0] for variant in model["variants"])):
-            found[name] = model["min_driver"] or ""
-    return found

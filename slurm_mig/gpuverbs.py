@@ -19,6 +19,7 @@ from slurm_mig.adapters.bootrecord import BootRecord
 from slurm_mig.adapters.gpus import NvmlGpus
 from slurm_mig.adapters.managedhere import managed_here
 from slurm_mig.adapters.ownedhere import owned_here
+from slurm_mig.adapters.shown import shown
 from slurm_mig.adapters.system import Slurmd
 from slurm_mig.config import NodeSettings
 from slurm_mig.core.codec import decode, encode
@@ -26,10 +27,12 @@ from slurm_mig.core.exports.chosen import Ask
 from slurm_mig.core.layoutfile import Board, Entry, export, export_text, select
 from slurm_mig.core.layouts import LayoutChange, Wanted, agrees, devices_of, parse_inline
 from slurm_mig.core.model import Gpu, Placement
+from slurm_mig.core.observed import differences
 from slurm_mig.doctor import Doctor, findings_text
 from slurm_mig.errors import BusyError, Exit, SlurmMigError, UsageError
 from slurm_mig.exporting import Exporter, keep_cdi
 from slurm_mig.relayout import Relayout
+from slurm_mig.tables import tables
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class GpuVerbs:
     def answer(self, request: Request) -> Answer:
         verbs = {
             "inventory": lambda: self.inventory(),
+            "record": lambda: self.record(),
             "profiles": lambda: self.profiles(),
             "apply": lambda: self.apply(request.wish, dry_run=request.dry_run),
             "assert": lambda: self.asserted(request.wish),
@@ -100,6 +104,14 @@ class GpuVerbs:
         text = gpurender.inventory_text(driver, gpus, faults, lambda pid: str(_process(pid)))
         data = gpurender.inventory_json(driver, gpus, faults, lambda pid: asdict(_process(pid)))
         return Answer(text, data, int(Exit.UNREACHABLE if faults else Exit.OK))
+
+    def record(self) -> Answer:
+        """What the GPUs show, as data without anything that tells whose they are, and where the
+        built-in tables say otherwise."""
+        record = shown(self._gpus.driver(), self._gpus.inventory())
+        found = differences(record, tables())
+        text = "".join(f"{line}\n" for line in found) or "nothing is otherwise than in the tables\n"
+        return Answer(text, {"record": encode(record), "differences": found})
 
     def profiles(self) -> Answer:
         gpus = self._gpus.inventory()

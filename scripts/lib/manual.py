@@ -2,8 +2,9 @@
 
     manual.py OUTPUT        OUTPUT/html, OUTPUT/man; OUTPUT/source is what they were built from
 
-The pages are docs/*.md and, generated from the code, one for each command (click's own words) and
-one for the configuration file (the settings' classes and the comments of etc/slurm-mig.yaml).
+The pages are docs/*.md and, generated from the code, one for each command (click's own words, and
+docs/verbs for its exit codes and examples) and one for the configuration file (the settings'
+classes and the comments of etc/slurm-mig.yaml).
 """
 
 from __future__ import annotations
@@ -94,8 +95,12 @@ def command_page(path: tuple[str, ...], command: click.Command) -> str:
         lines += ["## Options", ""]
     for names, text in options:
         lines += [f"`{names}`", f": {escaped(text) or 'See above.'}", ""]
-    lines += ["## Exit codes", "",
-              "Those of every command, see [slurm-mig(8)](slurm-mig.md).", ""]  # fmt: skip
+    own = SOURCE / "docs" / "verbs" / f"{path[-1]}.md"
+    if len(path) == 2 and own.exists():
+        lines.append(own.read_text(encoding="utf-8"))
+    else:
+        lines += ["## Exit codes", "",
+                  "Those of every command, see [slurm-mig(8)](slurm-mig.md).", ""]  # fmt: skip
     return "\n".join(lines)
 
 

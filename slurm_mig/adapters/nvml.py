@@ -112,34 +112,50 @@ def mode_needs_reset(device: Any) -> bool:
     return architecture is None or int(architecture) < pynvml.NVML_DEVICE_ARCH_HOPPER
 
 
-def profiles_of(device: Any, total_bytes: int) -> tuple[Profile, ...]:
+Offered = tuple[int, Any, list[tuple[int, int]]]
+"""A profile's number, NVML's structure, and its legal placements as start and size."""
+
+
+def offered(device: Any) -> Iterator[Offered]:
     """Every GPU instance profile that the driver offers, also such as no table knows."""
-    found = []
     for number in range(PROFILE_ENUM_END):
         try:
-            profile = _profile(device, number, total_bytes)
+            info = _profile_info(device, number)
+            places = _placements(device, info.id)
         except pynvml.NVMLError as error:
             if error.value == pynvml.NVML_ERROR_INVALID_ARGUMENT:
                 break
             if error.value not in _GONE:
                 raise
         else:
-            found.append(profile)
-    return tuple(found)
+            yield number, info, places
 
 
-def _profile(device: Any, number: int, total_bytes: int) -> Profile:
+def _profile_info(device: Any, number: int) -> Any:
     try:
-        info = pynvml.nvmlDeviceGetGpuInstanceProfileInfo(device, number)
-        name = text(info.name).removeprefix("MIG ")
+        return pynvml.nvmlDeviceGetGpuInstanceProfileInfo(device, number)
     except pynvml.NVMLError as error:
         if error.value != pynvml.NVML_ERROR_FUNCTION_NOT_FOUND:
             raise
-        info = pynvml.nvmlDeviceGetGpuInstanceProfileInfo(device, number, 1)
-        name = profiles.profile_name(
-            number, int(info.sliceCount), int(info.memorySizeMB), total_bytes
-        )
-    places = _placements(device, info.id)
+        return pynvml.nvmlDeviceGetGpuInstanceProfileInfo(device, number, 1)
+
+
+def profile_name(number: int, info: Any, total_bytes: int) -> str:
+    """The driver's own, or (before R510, whose structure has none) the one that the rule makes."""
+    if hasattr(info, "name"):
+        return text(info.name).removeprefix("MIG ")
+    return profiles.profile_name(number, int(info.sliceCount), int(info.memorySizeMB), total_bytes)
+
+
+def profiles_of(device: Any, total_bytes: int) -> tuple[Profile, ...]:
+    """What the driver offers, in our words."""
+    return tuple(
+        _profile(profile_name(number, info, total_bytes), info, places)
+        for number, info, places in offered(device)
+    )
+
+
+def _profile(name: str, info: Any, places: Sequence[tuple[int, int]]) -> Profile:
     return Profile(
         name=name,
         id=int(info.id),

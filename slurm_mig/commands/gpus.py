@@ -6,6 +6,7 @@ gpuverbs.py (on the node) and managedlayout.py (on a node in the controller's ca
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
 from collections.abc import Callable
@@ -55,10 +56,24 @@ WISH_ARGUMENT = click.argument("what", nargs=-1, required=True)
 
 
 @click.command()
+@click.option("--record", "record", type=click.Path(dir_okay=False, path_type=Path),
+              help="Write what the GPUs show to this file, as data without anything that tells "
+              "whose they are, and say what the built-in tables have otherwise.")  # fmt: skip
 @where_options
-def inventory(**where: Any) -> None:
+def inventory(record: Path | None, **where: Any) -> None:
     """List GPUs, MIG modes, instances, what identifies them, and who holds them."""
-    _run(where, "inventory")
+    if record is None:
+        _run(where, "inventory")
+        return
+    from slurm_mig.adapters.atomic import write_atomic
+    from slurm_mig.core.codec import decode, encode
+    from slurm_mig.core.observed import Record
+    from slurm_mig.gpuverbs import Request, printable
+
+    answer = _answer(where, Request("record"))
+    seen = decode(Record, answer.data["record"], where["node"] or "record")
+    write_atomic(record, json.dumps(encode(seen), indent=1) + "\n")
+    say(printable(answer, as_json=where["as_json"]), nl=False)
 
 
 @click.command()
@@ -226,13 +241,15 @@ def _wish(what: tuple[str, ...], file: Path) -> Wish:
 def _run(where: dict[str, Any], verb: str, **arguments: Any) -> None:
     from slurm_mig.gpuverbs import Request, printable
 
-    request = Request(verb, **arguments)
-    if where["node"] is None:
-        answer = _here(where, request)
-    else:
-        answer = _remote(where["config_path"], where["node"], request)
+    answer = _answer(where, Request(verb, **arguments))
     say(printable(answer, as_json=where["as_json"]), nl=False)
     sys.exit(answer.exit)
+
+
+def _answer(where: dict[str, Any], request: Request) -> Answer:
+    if where["node"] is None:
+        return _here(where, request)
+    return _remote(where["config_path"], where["node"], request)
 
 
 def _here(where: dict[str, Any], request: Request) -> Answer:

@@ -25,9 +25,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """On real hardware nothing that changes it is even collected."""
+    """On real hardware nothing that changes it is even collected, nor what makes GPUs of its own
+    (nvml/test_read_only.py proves that nothing else does)."""
     if config.getoption("--nvml") == "real":
-        items[:] = [item for item in items if not item.get_closest_marker("changes_gpus")]
+        items[:] = [
+            item
+            for item in items
+            if not item.get_closest_marker("changes_gpus")
+            and "sim" not in getattr(item, "fixturenames", ())
+        ]
 
 
 @pytest.fixture

@@ -40,11 +40,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def paths(tmp_path_factory: pytest.TempPathFactory) -> Paths:
+def paths(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Paths:
     """The simulated library, built, and loaded so that pynvml finds it.
 
     pynvml asks for libnvidia-ml.so.1; the loader then hands out what is loaded under that soname.
     """
+    if _on_real(request.config):
+        pytest.fail("this is about a simulated GPU: it is not for real hardware")
     if not (shutil.which("make") and shutil.which("cc")):
         pytest.fail("needs make and a C compiler")
     if os.geteuid():

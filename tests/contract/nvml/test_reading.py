@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from slurm_mig.adapters.gpus import NvmlGpus
+from slurm_mig.adapters.shown import shown
 from slurm_mig.config import NodeSettings
 from slurm_mig.core.geometry import fits, placements_of
 from slurm_mig.core.layouts import devices_of
+from slurm_mig.core.observed import differences
 from slurm_mig.core.profiles import parts
 from slurm_mig.gpuverbs import GpuVerbs
+from slurm_mig.tables import tables
 from tests.contract.nvml.conftest import REAL
 from tests.testbed.nvml_sim import GpuSpec, Simulator
 
@@ -53,6 +56,11 @@ def test_the_driver_agrees_on_what_still_fits(gpus: NvmlGpus) -> None:
             assert profile is not None
             room = [p for p in placements_of(profile) if fits(gpu, (*gpu.layout, p))]
             assert (count > 0) == bool(room)
+
+
+def test_the_built_in_tables_say_the_same(gpus: NvmlGpus) -> None:
+    """On real hardware what differs is what to correct: `slurm-mig inventory --record FILE`."""
+    assert differences(shown(gpus.driver(), gpus.inventory()), tables()) == []
 
 
 def test_reading_verbs_say_something_of_every_gpu(gpus: NvmlGpus) -> None:

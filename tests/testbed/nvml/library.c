@@ -138,6 +138,32 @@ int injected(const char *call, int gpu)
 
 /* -- every call ------------------------------------------------------------------------------- */
 
+/* Whether a call only asks: by NVML's own naming, and nothing else is let through. */
+static int asks(const char *call)
+{
+	return strstr(call, "Get") || strstr(call, "IsMig") || strstr(call, "nvmlInit") ||
+	       strstr(call, "nvmlShutdown");
+}
+
+/*
+ * With NVML_SIM_LOG every call is written down there. With NVML_SIM_READ_ONLY a call that does more
+ * than ask ends the process: for proofs that nothing makes one.
+ */
+static void record(const char *call)
+{
+	const char *path = getenv("NVML_SIM_LOG");
+	FILE *log = path && *path ? fopen(path, "a") : NULL;
+
+	if (log) {
+		fprintf(log, "%s\n", call);
+		fclose(log);
+	}
+	if (!asks(call) && getenv("NVML_SIM_READ_ONLY")) {
+		fprintf(stderr, "nvml-sim: %s in a read-only run\n", call);
+		abort();
+	}
+}
+
 static int refusal(const char *call, const struct handle *handle, enum kind kind)
 {
 	int code;
@@ -158,6 +184,7 @@ int enter(const char *call, struct handle *handle, enum kind kind)
 
 	if (!sim || !users)
 		return UNINITIALIZED;
+	record(call);
 	sim_lock();
 	sim->calls++;
 	code = refusal(call, handle, kind);
