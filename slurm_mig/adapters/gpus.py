@@ -188,19 +188,17 @@ class NvmlGpus:
                 self._patiently(partial(pynvml.nvmlGpuInstanceDestroy, instance))
                 instance = optional(find)
                 if instance is not None and time.monotonic() > deadline:
-                    raise GpuError(
-                        f"GPU {gpu}: the driver says that GPU instance {gi} is destroyed, "
-                        "but it is still there",
-                        code=0,
-                        hint="Somebody holds a handle of it (DCGM is known for it): restart that "
-                        "daemon. `slurm-mig check` lists who has the device files open.",
-                    )
+                    raise nvml.remnant(f"GPU {gpu}: the driver says that GPU instance {gi}")
 
     def _clear(self, instance: Any) -> None:
-        """Destroy every compute instance of a GPU instance."""
+        """Destroy every compute instance of a GPU instance, and see that they are gone."""
+        deadline = time.monotonic() + self._retry_s
         offered = nvml.compute_profiles(instance)
-        for compute in nvml.compute_instances(instance, offered):
-            self._patiently(partial(pynvml.nvmlComputeInstanceDestroy, compute))
+        while there := nvml.compute_instances(instance, offered):
+            if time.monotonic() > deadline:
+                raise nvml.remnant("the driver says that a compute instance")
+            for compute in there:
+                self._patiently(partial(pynvml.nvmlComputeInstanceDestroy, compute))
 
     def _create_computes(self, instance: Any, split: Sequence[int]) -> None:
         """The compute instance that spans the whole GPU instance, or one for each width."""

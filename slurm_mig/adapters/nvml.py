@@ -229,6 +229,16 @@ def processes(device: Any) -> list[tuple[int, int | None, int | None]]:
     return [(int(p.pid), p.gpuInstanceId, p.computeInstanceId) for p in found]
 
 
+def remnant(said: str) -> GpuError:
+    """For a destruction that the driver calls done, and that left everything there."""
+    return GpuError(
+        f"{said} is destroyed, but it is still there",
+        code=0,
+        hint="Somebody holds a handle of it (DCGM is known for it): restart that daemon. "
+        "`slurm-mig check` lists who has the device files open.",
+    )
+
+
 def mode_refusal(gpu: int, activation: int, *, current: bool, pending: bool) -> Exception:
     """Why the mode is not what was asked, what was left behind, and what to do."""
     word = {True: "on", False: "off"}

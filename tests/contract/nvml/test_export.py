@@ -294,6 +294,31 @@ def test_kubernetes_parts(site: Site) -> None:
     assert single["spec"]["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": 1}
 
 
+def test_the_parts_of_an_instance_are_devices_of_their_own(site: Site) -> None:
+    """In every format: by their own UUID, and by a capability file each beside the shared one."""
+    site.apply("gpu0=1c.3g.20gb@4*2,1g.5gb@0")
+    (instance,) = [i for i in site.gpus.gpu(0).instances if i.placement.start == 4]
+    uuids = [c.uuid for c in instance.computes]
+    chosen = {"profiles": ("1c.3g.20gb",)}
+    assert ",".join(uuids) in site.export("env", count=2, **chosen)
+    spec = yaml.safe_load(site.export("cdi", **chosen))
+    jsonschema.validate(spec, CDI)
+    files = {d["name"]: [n["path"] for n in d["containerEdits"]["deviceNodes"]]
+             for d in spec["devices"] if d["name"] in uuids}  # fmt: skip
+    caps = [{path.rpartition("cap")[2] for path in paths if "-cap" in path} for paths in
+            (files[uuid] for uuid in uuids)]  # fmt: skip
+    own = [str(c.minor) for c in instance.computes]
+    assert caps == [{str(instance.gi_minor), minor} for minor in own]
+    pod = yaml.safe_load(site.export("kubernetes", part="pod", strategy="mixed", **chosen))
+    limits = pod["spec"]["containers"][0]["resources"]["limits"]
+    assert limits == {"nvidia.com/mig-1c.3g.20gb": 1}
+    labels = yaml.safe_load(site.export("kubernetes", part="discovery"))
+    assert labels["nvidia.com/mig-1c.3g.20gb.count"] == "2"
+    assert labels["nvidia.com/mig-1c.3g.20gb.multiprocessors"] == "14"
+    assert labels["nvidia.com/mig-1c.3g.20gb.slices.ci"] == "1"
+    assert labels["nvidia.com/mig-1c.3g.20gb.slices.gi"] == "3"
+
+
 def test_mig_managers_layout_is_one_that_apply_reads(site: Site, tmp_path: Path) -> None:
     from slurm_mig.adapters.located import read
 

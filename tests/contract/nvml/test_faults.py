@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from slurm_mig.adapters.gpus import NvmlGpus
+from slurm_mig.adapters.system import RealClock
 from slurm_mig.core.layouts import Cut, Wanted, cuts_of, parse_inline
-from slurm_mig.core.model import Gpu, Placement
+from slurm_mig.core.model import Gpu, Placement, Profile
 from slurm_mig.errors import GpuError, LeftOverError, SlurmMigError, UnreachableError
 from slurm_mig.relayout import Relayout
+from slurm_mig.restore import started
 from tests.contract.nvml.conftest import Opened
 from tests.testbed.nvml_sim import GpuSpec, Simulator
 
@@ -111,12 +114,21 @@ def test_anothers_instance_in_the_way_stays(gpus: NvmlGpus, tmp_path: Path) -> N
     other.close()
 
 
-def test_a_gpu_that_is_lost_meanwhile_is_said_to_be_left(sim: Simulator, gpus: NvmlGpus) -> None:
-    sim.fault("*", "GPU_IS_LOST", gpu=0, times=-1, after=sim_calls(sim, gpus))
-    with pytest.raises(LeftOverError, match=r"could not be undone: GPU 0: .*GPU is lost") as left:
+@pytest.mark.parametrize(
+    ("code", "words"), [("GPU_IS_LOST", "GPU is lost"), ("DRIVER_NOT_LOADED", "Driver Not Loaded")]
+)
+def test_a_gpu_or_driver_that_is_lost_meanwhile_is_said_to_be_left(
+    sim: Simulator, gpus: NvmlGpus, code: str, words: str
+) -> None:
+    """And when it is there again, the same command goes on from what was left."""
+    sim.fault("*", code, gpu=0, times=-1, after=sim_calls(sim, gpus))
+    with pytest.raises(LeftOverError, match=rf"could not be undone: GPU 0: .*{words}") as left:
         apply(gpus, "gpu0=1g.5gb*7")
     assert "it had 2g.10gb@0, 3g.20gb@4; what it has now cannot be read" in str(left.value)
     assert left.value.exit_code == 6
+    sim.clear_faults()
+    apply(gpus, "gpu0=1g.5gb*7")
+    assert len(cuts(gpus)) == 7
 
 
 def sim_calls(sim: Simulator, gpus: NvmlGpus) -> int:
@@ -144,6 +156,35 @@ def test_no_permission(sim: Simulator, gpus: NvmlGpus) -> None:
 def test_without_a_driver(sim: Simulator, tmp_path: Path) -> None:
     with pytest.raises(UnreachableError, match="Driver Not Loaded"):
         NvmlGpus(str(tmp_path / "caps"), str(tmp_path / "proc"))
+
+
+def test_a_driver_that_is_not_loaded_yet(sim: Simulator, gpus: NvmlGpus, tmp_path: Path) -> None:
+    """As at boot: nothing is touched, and it is there a moment later."""
+    sim.fault("nvmlInit", "DRIVER_NOT_LOADED", for_ms=200)
+    started_at = time.monotonic()
+    other = started(lambda: NvmlGpus(proc=str(tmp_path / "proc")), RealClock(), 10)
+    assert time.monotonic() - started_at >= 0.2
+    assert [cut for gpu in other.inventory() for cut in cuts_of(gpu)]
+    other.close()
+    sim.fault("nvmlInit", "DRIVER_NOT_LOADED", times=-1)
+    with pytest.raises(UnreachableError, match="Driver Not Loaded"):
+        started(lambda: NvmlGpus(proc=str(tmp_path / "proc")), RealClock(), 0)
+    assert cuts(gpus) == BEFORE
+
+
+def test_no_handle_outlives_a_change(gpus: NvmlGpus) -> None:
+    """What the adapter keeps is plain data, so that no handle can be used after what it meant."""
+    gpus.inventory()
+    apply(gpus, "gpu0=1c.3g.20gb@4*3,1g.5gb@0")
+    kept: list[object] = [vars(gpus)]
+    while kept:
+        value = kept.pop()
+        if isinstance(value, (dict, list, tuple)):
+            kept += [*value, *(value.values() if isinstance(value, dict) else ())]
+        elif isinstance(value, Profile):
+            kept += [getattr(value, name) for name in Profile.__dataclass_fields__]
+        else:
+            assert value is None or isinstance(value, (str, int, float, Path)), value
 
 
 def test_a_leaked_handle_keeps_the_instance_and_nothing_is_lost(
