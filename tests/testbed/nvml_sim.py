@@ -156,6 +156,10 @@ class Simulator:
         """Instances are gone, as are their device nodes; the MIG mode too, but on Ampere."""
         self._run("reboot")
 
+    def rename_profiles(self) -> None:
+        """As a driver would that gives profiles other names: a gigabyte more in each."""
+        self._run("hardware", "rename")
+
     def add_process(
         self, pid: int, gpu: int, gi: int | None = None, *, hidden: bool = False
     ) -> None:

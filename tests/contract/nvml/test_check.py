@@ -178,6 +178,13 @@ def test_tools(patient: Patients, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert old in sick.found("warning")
     tool.write_text("#!/bin/sh\necho 'NVIDIA Container Toolkit CLI version 1.17.8'\n")
     assert "nvidia-container-toolkit: nvidia-container-toolkit 1.17.8" in sick.found("ok")
+    plugin = tmp_path / "nvidia-device-plugin"
+    plugin.write_text("#!/bin/sh\necho 'NVIDIA Device Plugin version 0.12.3'\n")
+    plugin.chmod(0o755)
+    old = "nvidia-device-plugin: nvidia-device-plugin 0.12.3 is older than 0.13"
+    assert old in sick.found("warning")
+    plugin.write_text("#!/bin/sh\necho 'NVIDIA Device Plugin version v0.17.4'\n")
+    assert "nvidia-device-plugin: nvidia-device-plugin 0.17.4" in sick.found("ok")
 
 
 def test_exact_words(patient: Patients) -> None:

@@ -281,6 +281,42 @@ def test_the_own_process_is_named(verbs: Verbs, sim: Simulator) -> None:
         node.apply(words("gpu0=1g.10gb"), dry_run=False)
 
 
+def test_one_name_is_resolved_on_each_gpu(verbs: Verbs, sim: Simulator) -> None:
+    """1g.24gb is id 15 on an H100 NVL, with double memory, and id 14 on an RTX PRO 6000."""
+    rtx = "NVIDIA RTX PRO 6000 Blackwell Server Edition"
+    node = verbs(GpuSpec("NVIDIA H100 NVL", mig=True), GpuSpec(rtx, mig=True))
+    node.apply(words("all=1g.24gb*2"), dry_run=False)
+    ids = [[i["profile_id"] for i in gpu["instances"]] for gpu in sim.dump()["gpus"]]
+    assert ids == [[15, 15], [14, 14]]
+    assert node.asserted(words("all=1g.24gb*2")).exit == 0
+
+
+def test_profiles_that_no_table_knows(verbs: Verbs, sim: Simulator) -> None:
+    """A driver that calls everything otherwise: its word is taken for everything."""
+    node = verbs(GpuSpec(A100, mig=True))
+    sim.rename_profiles()
+    assert "3g.21gb" in node.profiles().text
+    node.apply(words("gpu0=3g.21gb,1c.2g.11gb*2"), dry_run=False)
+    assert node.asserted(words("gpu0=3g.21gb,1c.2g.11gb*2")).exit == 0
+    assert "Type=1c.2g.11gb" in node.gres().text
+    assert "NVIDIA A100-SXM4-40GB: the table has no 3g.21gb\n" in node.record().text
+    with pytest.raises(SlurmMigError, match=r"has no profile 3g\.20gb; it has 1g\.6gb, 2g\.11gb"):
+        node.apply(words("gpu0=3g.20gb"), dry_run=False)
+
+
+def test_mode_in_a_virtual_machine(verbs: Verbs, sim: Simulator) -> None:
+    node = verbs(GpuSpec(A100, passthrough=True))
+    with pytest.raises(SlurmMigError) as raised:
+        node.mode((0,), on=True)
+    assert str(raised.value) == (
+        "GPU 0: the MIG mode changes with a reset only, which the driver cannot do here (a GPU "
+        "passed through to a virtual machine); it stays off, and a change to on is pending\n"
+        "  Reboot the virtual machine once the mode is pending."
+    )
+    sim.reboot()
+    assert node.mode((0,), on=True).text == "GPU 0: MIG on already\n"
+
+
 @pytest.mark.parametrize("card", sorted(builders.models()))
 def test_every_profile_of_every_model(verbs: Verbs, card: str) -> None:
     """Each alone, with its attributes; then a split of it where it has parts."""
