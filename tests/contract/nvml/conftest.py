@@ -16,6 +16,7 @@ import pynvml
 import pytest
 
 from slurm_mig.adapters.gpus import NvmlGpus
+from tests.contract.nvml.calls import A100
 from tests.testbed.nvml_sim import GpuSpec, Paths, Simulator, build
 
 MODELS = (
@@ -110,3 +111,22 @@ def gpu(model: str, request: pytest.FixtureRequest) -> Any:
             continue
         return device
     pytest.fail("no GPU here can do MIG")
+
+
+@pytest.fixture
+def make(
+    sim: Simulator, tmp_path: Path, request: pytest.FixtureRequest
+) -> Callable[..., list[Any]]:
+    """Makes a node of these GPUs, starts NVML, gives the handles."""
+
+    def made(*gpus: GpuSpec, **options: Any) -> list[Any]:
+        sim.create(gpus, root=tmp_path, **options)
+        request.getfixturevalue("nvml")
+        return [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(len(gpus))]
+
+    return made
+
+
+@pytest.fixture
+def a100(make: Callable[..., list[Any]]) -> Any:
+    return make(GpuSpec(A100, mig=True))[0]
