@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.testbed.cluster import Cluster
+from tests.testbed.jobs import no_jobs
 from tests.testbed.product import CONFIGURATION, ManagedCluster
 
 
@@ -29,10 +30,5 @@ def shared() -> Iterator[ManagedCluster]:
 def cluster(shared: ManagedCluster) -> Iterator[ManagedCluster]:
     """The module's cluster with no job and the default configuration."""
     yield shared
-    shared.run("scancel", "--state=PENDING", "--user=alice", check=False)
-    shared.run("scancel", "--user=alice", check=False)
-    shared.run("scancel", "--user=bob", check=False)
+    no_jobs(shared)
     shared.configure(CONFIGURATION)
-    shared.wait_for(
-        lambda: not shared.run("squeue", "-h").stdout.strip(), 30, "every job to be gone"
-    )

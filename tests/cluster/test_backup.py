@@ -9,11 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from slurm_mig.core import demand
-from slurm_mig.core.model import is_filler
 from slurm_mig.errors import Exit
-from tests.cluster.test_reshape import computing, ended_well, index_of, served
 from tests.testbed.cluster import A100, NodeSpec
+from tests.testbed.jobs import absent, computing, ended_well, index_of, offered, served
 from tests.testbed.product import CUDA_JOB, ManagedCluster, in_way
 
 NODE, SECOND = "a100-1", "head2"
@@ -22,7 +20,6 @@ CONTROLLERS = (
     "controllers: [head, head2]",
     'controller_command: [on-node, "%h", slurm-mig, files, serve]',
 )
-PROFILES = ("3g.20gb", "4g.20gb", "2g.10gb", "1g.10gb")
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +44,9 @@ def in_charge(cluster: ManagedCluster) -> str:
     return "head" if any("primary" in line for line in up) else SECOND
 
 
-def offered(cluster: ManagedCluster) -> str:
-    """A type that a job can have now."""
-    return next(t for t in demand.parse_gres(cluster.node(NODE)["Gres"]) if not is_filler(t))
-
-
 def wanting(cluster: ManagedCluster) -> int:
     """A job for a profile that is not offered now."""
-    shown = demand.parse_gres(cluster.node(NODE)["Gres"])
-    profile = next(p for p in PROFILES if p not in shown)
-    return cluster.submit(CUDA_JOB, f"--gres=gpu:{profile}:1")
+    return cluster.submit(CUDA_JOB, f"--gres=gpu:{absent(cluster, NODE)}:1")
 
 
 def until_served(cluster: ManagedCluster, job: int, host: str | None) -> None:

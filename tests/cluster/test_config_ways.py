@@ -8,15 +8,16 @@ import pytest
 
 from slurm_mig.core.model import is_filler
 from slurm_mig.errors import Exit
-from tests.cluster.test_reshape import (
+from tests.testbed.cluster import A100, L40S, NodeSpec
+from tests.testbed.jobs import (
     computing,
     ended_well,
     gres,
     index_of,
+    no_jobs,
     reconcile_until,
     served,
 )
-from tests.testbed.cluster import A100, L40S, NodeSpec
 from tests.testbed.product import CUDA_JOB, ManagedCluster, in_way
 from tests.testbed.ways import NODE, OTHER, WAYS
 
@@ -59,10 +60,7 @@ def way(request: pytest.FixtureRequest) -> Iterator[ManagedCluster]:
 def cluster(way: ManagedCluster) -> Iterator[ManagedCluster]:
     """The way's cluster; afterwards no job is left."""
     yield way
-    way.run("scancel", "--user=alice", check=False)
-    way.wait_for(
-        lambda: not way.run("squeue", "-h", check=False).stdout.strip(), 30, "every job to be gone"
-    )
+    no_jobs(way)
 
 
 def copies(cluster: ManagedCluster) -> list[str]:

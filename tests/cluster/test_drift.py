@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from slurm_mig.core import demand
 from tests.testbed.cluster import A100, NodeSpec
-from tests.testbed.product import CONFIGURATION, CUDA_JOB, ManagedCluster
+from tests.testbed.jobs import computing, ended_well, gres, no_jobs
+from tests.testbed.product import CONFIGURATION, ManagedCluster
 
 NODE = "a100-1"
 REPORTING = CONFIGURATION + "groups:\n  - {nodes: a100-1, repair: report}\n"
@@ -36,8 +36,7 @@ def site(one: ManagedCluster) -> Iterator[ManagedCluster]:
     one.sh("rm -f /var/lib/slurm-mig/cycle.json")
     yield one
     one.configure(CONFIGURATION)
-    one.run("scancel", "--user=alice")
-    one.wait_for(lambda: not one.run("squeue", "-h").stdout.strip(), 30, "every job to be gone")
+    no_jobs(one)
 
 
 def destroy(site: ManagedCluster, gpu: int = 1) -> str:
@@ -55,28 +54,14 @@ def condition(site: ManagedCluster) -> tuple[str, str]:
 
 def agreed(site: ManagedCluster) -> bool:
     """slurmctld offers exactly the instances that are there, and the node is free."""
-    gres = demand.parse_gres(site.node(NODE)["Gres"])
-    offered = sorted(t for t, n in gres.items() for _ in range(n) if t[0].isdigit())
+    offered = sorted(t for t, n in gres(site).items() for _ in range(n) if t[0].isdigit())
     there = sorted(i["profile"] for _, i in site.instances(NODE))
     return offered == there and "DRAIN" not in site.node(NODE)["State"]
 
 
-def computing(site: ManagedCluster, profile: str) -> int:
-    job = site.submit(CUDA_JOB, f"--gres=gpu:{profile}:1")
-    site.wait_for(lambda: site.reports(job, "first"), 20, f"job {job} to compute")
-    return job
-
-
-def ended_well(site: ManagedCluster, job: int) -> None:
-    site.run("touch", f"/tmp/jobs/{job}.stop")
-    assert site.wait_job(job, "COMPLETED", "FAILED")["JobState"] == "COMPLETED"
-    first, second = site.reports(job, "first"), site.reports(job, "second")
-    assert first[0]["uuid"] == second[0]["uuid"]
-
-
 def test_a_change_by_hand_is_adopted_once_it_stays(site: ManagedCluster) -> None:
     """Not undone: what is there is offered. The job that runs beside it notices nothing."""
-    running = computing(site, "1g.5gb")
+    running = computing(site, "gpu:1g.5gb:1")
     created = site.sim(NODE)["created"]
     destroy(site)
     kind, note = condition(site)
@@ -164,7 +149,7 @@ def mended(site: ManagedCluster) -> str:
 def can_be_used(site: ManagedCluster) -> None:
     """Jobs of what is offered compute on what their UUID says."""
     profile = next(i["profile"] for _, i in site.instances(NODE))
-    ended_well(site, computing(site, profile))
+    ended_well(site, computing(site, f"gpu:{profile}:1"))
 
 
 def test_gpus_that_changed_places(site: ManagedCluster) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from slurm_mig.core import demand
-from slurm_mig.core.model import is_filler
 from tests.testbed.cluster import A100, NodeSpec
+from tests.testbed.jobs import absent, gres, no_jobs, offered, reconcile_until
 from tests.testbed.product import CONFIGURATION, ManagedCluster
 
 NODE = "a100-1"
@@ -32,18 +32,7 @@ def node() -> Iterator[ManagedCluster]:
 @pytest.fixture
 def one(node: ManagedCluster) -> Iterator[ManagedCluster]:
     yield node
-    node.run("scancel", "--user=alice")
-    node.wait_for(lambda: not node.run("squeue", "-h").stdout.strip(), 30, "every job to be gone")
-
-
-def absent(cluster: ManagedCluster) -> str:
-    shown = demand.parse_gres(cluster.node(NODE)["Gres"])
-    return next(p for p in ("3g.20gb", "4g.20gb", "2g.10gb") if not shown.get(p))
-
-
-def present(cluster: ManagedCluster) -> str:
-    shown = demand.parse_gres(cluster.node(NODE)["Gres"])
-    return next(t for t, n in shown.items() if n and not is_filler(t))
+    no_jobs(node)
 
 
 @pytest.mark.parametrize("options", WHOLE)
@@ -51,22 +40,19 @@ def test_a_node_is_frozen_under_a_whole_node_job(
     one: ManagedCluster, options: tuple[str, ...]
 ) -> None:
     """No reshape, and `status` says so; its steps go on; afterwards the queue is served."""
-    slots = sum(demand.parse_gres(one.node(NODE)["Gres"]).values())
-    runs = one.submit(RUNS, f"--gres=gpu:{present(one)}:1", *options)
+    slots = sum(gres(one, NODE).values())
+    runs = one.submit(RUNS, f"--gres=gpu:{offered(one, NODE)}:1", *options)
     one.wait_job(runs, "RUNNING")
     assert len(demand.gpu_indexes(one.job(runs)["GRES"])) == slots
-    wants = one.submit("true", f"--gres=gpu:{absent(one)}:1")
+    wants = one.submit("true", f"--gres=gpu:{absent(one, NODE)}:1")
     made = one.sim(NODE)["created"]
-    gres = one.node(NODE)["Gres"]
+    shown = one.node(NODE)["Gres"]
     one.slurm_mig("reconcile")
     assert f"job {runs} has the whole node: frozen until it ends" in one.slurm_mig("status").stdout
-    assert (one.sim(NODE)["created"], one.node(NODE)["Gres"]) == (made, gres)
+    assert (one.sim(NODE)["created"], one.node(NODE)["Gres"]) == (made, shown)
     one.run("touch", f"/tmp/jobs/{runs}.stop")
     one.wait_job(runs, "COMPLETED")
-    for _ in range(4):
-        one.slurm_mig("reconcile")
-        if one.job(wants)["JobState"] != "PENDING":
-            break
+    reconcile_until(one, wants)
     one.wait_job(wants, "COMPLETED")
     assert one.sim(NODE)["created"] > made
 
@@ -76,19 +62,16 @@ def test_a_whole_node_job_waits_for_an_empty_node(
     one: ManagedCluster, options: tuple[str, ...]
 ) -> None:
     """Beside another job it could not start: no reshape for it. On the empty node there is one."""
-    other = one.submit(RUNS, f"--gres=gpu:{present(one)}:1")
+    other = one.submit(RUNS, f"--gres=gpu:{offered(one, NODE)}:1")
     one.wait_job(other, "RUNNING")
-    wants = one.submit("true", f"--gres=gpu:{absent(one)}:1", *options)
+    wants = one.submit("true", f"--gres=gpu:{absent(one, NODE)}:1", *options)
     made = one.sim(NODE)["created"]
     one.slurm_mig("reconcile")
     assert one.sim(NODE)["created"] == made
     assert "asks for whole nodes and a100-1 has other jobs" in one.slurm_mig("status").stdout
     one.run("touch", f"/tmp/jobs/{other}.stop")
     one.wait_job(other, "COMPLETED")
-    for _ in range(4):
-        one.slurm_mig("reconcile")
-        if one.job(wants)["JobState"] != "PENDING":
-            break
+    reconcile_until(one, wants)
     one.wait_job(wants, "COMPLETED")
 
 

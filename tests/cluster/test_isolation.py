@@ -18,6 +18,7 @@ import pytest
 from slurm_mig.core import demand
 from tests.testbed.cluster import A100, L40S, NodeSpec
 from tests.testbed.device_program import OPENS, Slot, slots
+from tests.testbed.jobs import no_jobs, reconcile_until
 from tests.testbed.product import CONFIGURATION, ManagedCluster
 from tests.testbed.watch import CAPS, gates
 
@@ -101,11 +102,7 @@ def running(cluster: ManagedCluster, gres: str) -> Holder:
 def served(cluster: ManagedCluster, gres: str) -> Holder:
     """A job that answers questions, for which a GPU is cut."""
     job = cluster.submit(OPENS_JOB, f"--gres={gres}")
-    for _ in range(5):
-        cluster.slurm_mig("reconcile")
-        if cluster.job(job)["JobState"] != "PENDING":
-            break
-    cluster.wait_job(job, "RUNNING")
+    reconcile_until(cluster, job)
     return holder(cluster, job)
 
 
@@ -241,8 +238,7 @@ FORGET = "find /dev/nvidia-caps -type c ! -name nvidia-cap1 ! -name nvidia-cap2 
 def alone(crowd: Crowd) -> ManagedCluster:
     """The node without a job. The last tests of the module."""
     cluster = crowd.cluster
-    cluster.run("scancel", "--user=alice")
-    cluster.wait_for(lambda: not cluster.run("squeue", "-h").stdout.strip(), 30, "the jobs to end")
+    no_jobs(cluster)
     return cluster
 
 

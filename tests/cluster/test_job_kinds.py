@@ -7,9 +7,9 @@ from functools import partial
 
 import pytest
 
-from slurm_mig.core import demand
 from slurm_mig.core.model import is_filler
 from tests.testbed.cluster import A30, A100, L40S, NodeSpec
+from tests.testbed.jobs import gres, no_jobs
 from tests.testbed.product import CONFIGURATION, CUDA_JOB, ManagedCluster
 
 TWO, ONE, ALL, BIG = "a100-1", "a100-2", "all-1", "big-1"
@@ -45,8 +45,7 @@ def lab() -> Iterator[ManagedCluster]:
 @pytest.fixture
 def site(lab: ManagedCluster) -> Iterator[ManagedCluster]:
     yield lab
-    lab.run("scancel", "--user=alice")
-    lab.wait_for(lambda: not lab.run("squeue", "-h").stdout.strip(), 30, "every job to be gone")
+    no_jobs(lab)
 
 
 def on(*nodes: str) -> str:
@@ -56,12 +55,12 @@ def on(*nodes: str) -> str:
 
 def present(cluster: ManagedCluster, node: str) -> tuple[str, int]:
     """The type that a node has most of, and how many."""
-    shown = demand.parse_gres(cluster.node(node)["Gres"])
+    shown = gres(cluster, node)
     return max(((t, n) for t, n in shown.items() if not is_filler(t)), key=lambda item: item[1])
 
 
 def absent(cluster: ManagedCluster, *nodes: str) -> str:
-    shown = [demand.parse_gres(cluster.node(node)["Gres"]) for node in nodes]
+    shown = [gres(cluster, node) for node in nodes]
     return next(p for p in PROFILES if not any(types.get(p) for types in shown))
 
 
@@ -85,7 +84,7 @@ def served(cluster: ManagedCluster, *jobs: int) -> None:
 
 def agreed(cluster: ManagedCluster, node: str) -> bool:
     """slurmctld offers what the GPUs have."""
-    shown = demand.parse_gres(cluster.node(node)["Gres"])
+    shown = gres(cluster, node)
     offered = sorted(t for t, n in shown.items() for _ in range(n) if not is_filler(t))
     return offered == sorted(i["profile"] for _, i in cluster.instances(node))
 

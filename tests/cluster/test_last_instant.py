@@ -7,9 +7,9 @@ from functools import partial
 
 import pytest
 
-from slurm_mig.core import demand
 from slurm_mig.errors import Exit
 from tests.testbed.cluster import A100, NodeSpec
+from tests.testbed.jobs import gres, no_jobs
 from tests.testbed.product import CONFIGURATION, CUDA_JOB, ManagedCluster
 
 NODE = "a100-1"
@@ -33,15 +33,12 @@ def node() -> Iterator[ManagedCluster]:
 @pytest.fixture
 def one(node: ManagedCluster) -> Iterator[ManagedCluster]:
     """The node cut into seven, and a 7g.40gb that waits."""
-    if "7g.40gb" in demand.parse_gres(node.node(NODE)["Gres"]):
+    if "7g.40gb" in gres(node, NODE):
         back = node.submit("true", "--gres=gpu:1g.5gb:7")
         node.slurm_mig("reconcile")
         node.wait_job(back, "COMPLETED")
     yield node
-    node.run("scancel", "--state=PENDING", "--user=alice")
-    node.run("scancel", "--user=root")
-    node.run("scancel", "--user=alice")
-    node.wait_for(lambda: not node.run("squeue", "-h").stdout.strip(), 30, "every job to be gone")
+    no_jobs(node)
 
 
 def cycle_with(cluster: ManagedCluster, point: str, *command: str) -> str:
@@ -53,7 +50,7 @@ def cycle_with(cluster: ManagedCluster, point: str, *command: str) -> str:
 def untouched(cluster: ManagedCluster, created: int) -> bool:
     return bool(
         cluster.sim(NODE)["created"] == created
-        and demand.parse_gres(cluster.node(NODE)["Gres"])["1g.5gb"] == 7
+        and gres(cluster, NODE)["1g.5gb"] == 7
         and "DRAIN" not in cluster.node(NODE)["State"]
     )
 

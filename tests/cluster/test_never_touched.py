@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from slurm_mig.core import demand
 from slurm_mig.errors import Exit
 from tests.testbed.cluster import A100, NodeSpec
+from tests.testbed.jobs import absent, no_jobs, reconcile_until
 from tests.testbed.product import ManagedCluster
 
 CONF = """\
@@ -33,13 +33,11 @@ def lab() -> Iterator[ManagedCluster]:
 @pytest.fixture
 def site(lab: ManagedCluster) -> Iterator[ManagedCluster]:
     yield lab
-    lab.run("scancel", "--user=alice")
-    lab.wait_for(lambda: not lab.run("squeue", "-h").stdout.strip(), 30, "every job to be gone")
+    no_jobs(lab)
 
 
 def wanting(cluster: ManagedCluster, node: str) -> int:
-    shown = demand.parse_gres(cluster.node(node)["Gres"])
-    profile = next(p for p in ("3g.20gb", "2g.10gb", "1g.10gb") if not shown.get(p))
+    profile = absent(cluster, node, among=("3g.20gb", "2g.10gb", "1g.10gb"))
     others = ",".join(n for n in NAMES if n != node)
     return cluster.submit("true", f"--gres=gpu:{profile}:1", f"--exclude={others}")
 
@@ -58,10 +56,7 @@ def left_alone(cluster: ManagedCluster, node: str, state: str) -> int:
 
 
 def served(cluster: ManagedCluster, job: int) -> None:
-    for _ in range(6):
-        cluster.slurm_mig("reconcile")
-        if cluster.job(job)["JobState"] != "PENDING":
-            break
+    reconcile_until(cluster, job)
     cluster.wait_job(job, "COMPLETED")
 
 

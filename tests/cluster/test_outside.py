@@ -17,6 +17,7 @@ import pytest
 from tests.cluster.test_isolation import OPENS_JOB, ask, ask_new_step
 from tests.cluster.test_isolation import holder as holder_of
 from tests.testbed.cluster import A100, L40S, NodeSpec
+from tests.testbed.jobs import no_jobs
 from tests.testbed.product import CONFIGURATION, ManagedCluster
 from tests.testbed.watch import gates
 
@@ -166,8 +167,7 @@ def test_random_reshapes_never_touch_theirs(shared: Shared, request: pytest.Fixt
         assert shared.outside() == shared.before
         assert shared.alive()
         assert submitted < 20 * count + 60, "reshapes do not come about"
-    cluster.run("scancel", "--user=alice")
-    cluster.wait_for(lambda: not cluster.run("squeue", "-h").stdout.strip(), 30, "an empty queue")
+    no_jobs(cluster)
     print(f"seed {seed}: {done} reshapes beside {len(shared.before)} instances of others")
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from slurm_mig.core import demand
 from tests.testbed.cluster import A100, NodeSpec
+from tests.testbed.jobs import absent, computing, ended_well, no_jobs, reconcile_until
 from tests.testbed.product import CUDA_JOB, ManagedCluster
 
 NODE = "a100-1"
@@ -38,21 +39,15 @@ def node() -> Iterator[ManagedCluster]:
 @pytest.fixture
 def one(node: ManagedCluster) -> Iterator[ManagedCluster]:
     """The node with a job on it; that job must end well whatever the test did."""
-    running = node.submit(CUDA_JOB, "--gres=gpu:1g.5gb:1")
-    node.wait_for(lambda: node.reports(running, "first"), 20, f"job {running} to compute")
+    running = computing(node, "gpu:1g.5gb:1")
     yield node
-    node.run("touch", f"/tmp/jobs/{running}.stop")
-    assert node.wait_job(running, "COMPLETED", "FAILED")["JobState"] == "COMPLETED"
-    first, second = node.reports(running, "first"), node.reports(running, "second")
-    assert first[0]["uuid"] == second[0]["uuid"]
-    node.run("scancel", "--user=alice")
-    node.wait_for(lambda: not node.run("squeue", "-h").stdout.strip(), 30, "every job to be gone")
+    ended_well(node, running)
+    no_jobs(node)
 
 
 def wanting(cluster: ManagedCluster, script: str = "true") -> int:
     """A job for a profile that the node does not offer now."""
-    shown = demand.parse_gres(cluster.node(NODE)["Gres"])
-    profile = next(p for p in ("3g.20gb", "4g.20gb", "2g.10gb", "7g.40gb") if p not in shown)
+    profile = absent(cluster, NODE)
     return cluster.submit(script, f"--gres=gpu:{profile}:1")
 
 
@@ -92,10 +87,7 @@ def test_a_hand_in_the_middle(one: ManagedCluster, hand: str, point: str) -> Non
         assert one.node(NODE)["Reason"].startswith("fan is loud")
         one.run(*UPDATE, "State=RESUME")
         one.sh(f"kill -HUP {one.pid('slurmd', NODE)}")
-    for _ in range(4):
-        one.slurm_mig("reconcile")
-        if one.job(wants)["JobState"] != "PENDING":
-            break
+    reconcile_until(one, wants)
     one.wait_job(wants, "COMPLETED")
 
 

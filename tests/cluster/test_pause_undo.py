@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.testbed.cluster import A100, NodeSpec
+from tests.testbed.jobs import no_jobs
 from tests.testbed.product import CONFIGURATION, CUDA_JOB, ManagedCluster
 
 NODES = tuple(NodeSpec(f"a100-{n}", (A100, A100), features=f"n{n}") for n in (1, 2))
@@ -25,8 +26,7 @@ def two() -> Iterator[ManagedCluster]:
 @pytest.fixture
 def site(two: ManagedCluster) -> Iterator[ManagedCluster]:
     yield two
-    two.run("scancel", "--user=alice")
-    two.wait_for(lambda: not two.run("squeue", "-h").stdout.strip(), 30, "every job to be gone")
+    no_jobs(two)
     for pause in two.status()["pauses"]:
         two.slurm_mig("resume", *filter(None, [pause["scope"]]))
 

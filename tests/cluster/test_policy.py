@@ -10,6 +10,7 @@ import pytest
 
 from slurm_mig.core.windows import DAYS
 from tests.testbed.cluster import A100, NodeSpec
+from tests.testbed.jobs import no_jobs
 from tests.testbed.product import CONFIGURATION, ManagedCluster
 
 
@@ -28,8 +29,7 @@ def one() -> Iterator[ManagedCluster]:
 @pytest.fixture
 def site(one: ManagedCluster) -> Iterator[ManagedCluster]:
     yield one
-    one.run("scancel", "--user=alice")
-    one.wait_for(lambda: not one.run("squeue", "-h").stdout.strip(), 30, "every job to be gone")
+    no_jobs(one)
     one.configure(CONFIGURATION)
 
 

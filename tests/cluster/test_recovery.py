@@ -9,6 +9,7 @@ import pytest
 from slurm_mig.core import demand
 from slurm_mig.core.model import is_filler
 from tests.testbed.cluster import A100, NodeSpec
+from tests.testbed.jobs import absent, no_jobs
 from tests.testbed.product import CUDA_JOB, ManagedCluster
 
 NODE = "a100-1"
@@ -39,22 +40,14 @@ def node() -> Iterator[ManagedCluster]:
 @pytest.fixture
 def one(node: ManagedCluster) -> Iterator[ManagedCluster]:
     yield node
-    node.run("scancel", "--user=alice")
-    node.wait_for(lambda: not node.run("squeue", "-h").stdout.strip(), 30, "every job to be gone")
-
-
-def alternating(cluster: ManagedCluster) -> str:
-    """A profile that the node does not offer now."""
-    shown = demand.parse_gres(cluster.node(NODE)["Gres"])
-    candidates = ("3g.20gb", "4g.20gb", "2g.10gb", "7g.40gb")
-    return next(profile for profile in candidates if profile not in shown)
+    no_jobs(node)
 
 
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_after(one: ManagedCluster, point: str) -> None:
     running = one.submit(CUDA_JOB, "--gres=gpu:1g.5gb:1")
     one.wait_for(lambda: one.reports(running, "first"), 20, f"job {running} to compute")
-    wants = one.submit(CUDA_JOB, f"--gres=gpu:{alternating(one)}:1")
+    wants = one.submit(CUDA_JOB, f"--gres=gpu:{absent(one, NODE)}:1")
     died = one.run("python", "-m", "tests.testbed.die_at", point, check=False)
     assert died.returncode == -9, died.stdout + died.stderr
     for _ in range(8):
@@ -78,7 +71,7 @@ def test_killed_after(one: ManagedCluster, point: str) -> None:
 def test_killed_after_the_reshape_and_drained_by_somebody_else(one: ManagedCluster) -> None:
     """What was done to the GPUs is known by the journal alone, as the fence is not ours any more:
     Slurm is told of it under his drain, which stays."""
-    wants = one.submit("true", f"--gres=gpu:{alternating(one)}:1")
+    wants = one.submit("true", f"--gres=gpu:{absent(one, NODE)}:1")
     died = one.run("python", "-m", "tests.testbed.die_at", "nodes.reshape", check=False)
     assert died.returncode == -9, died.stdout + died.stderr
     one.run("scontrol", "update", f"NodeName={NODE}", "State=RESUME")

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from slurm_mig.core import demand
 from tests.testbed.cluster import A100, NodeSpec
+from tests.testbed.jobs import absent, gres, no_jobs, reconcile_until
 from tests.testbed.product import CONFIGURATION, CUDA_JOB, ManagedCluster
 
 TWO, ONE = "a100-1", "a100-2"
@@ -25,9 +25,7 @@ def lab() -> Iterator[ManagedCluster]:
 @pytest.fixture
 def site(lab: ManagedCluster) -> Iterator[ManagedCluster]:
     yield lab
-    lab.run("scancel", "--user=alice")
-    lab.run("scancel", "--user=bob")
-    lab.wait_for(lambda: not lab.run("squeue", "-h").stdout.strip(), 30, "every job to be gone")
+    no_jobs(lab)
     for line in lab.run("scontrol", "show", "res", "-o").stdout.splitlines():
         if line.startswith("ReservationName="):
             lab.run("scontrol", "delete", line.split()[0])
@@ -41,8 +39,7 @@ def reserve(cluster: ManagedCluster, name: str, *words: str, start: str = "now")
 
 def wanting(cluster: ManagedCluster, node: str, *options: str, user: str = "alice") -> int:
     """A job that this node alone may serve, once it is cut differently."""
-    shown = demand.parse_gres(cluster.node(node)["Gres"])
-    profile = next(p for p in ("3g.20gb", "4g.20gb", "2g.10gb") if p not in shown)
+    profile = absent(cluster, node)
     others = {TWO: ONE, ONE: TWO}[node]
     return cluster.submit("true", f"--gres=gpu:{profile}:1", f"--exclude={others}", *options,
                           user=user)  # fmt: skip
@@ -58,10 +55,7 @@ def why(cluster: ManagedCluster, job: int) -> str:
 
 
 def served(cluster: ManagedCluster, job: int) -> None:
-    for _ in range(5):
-        cluster.slurm_mig("reconcile")
-        if cluster.job(job)["JobState"] != "PENDING":
-            break
+    reconcile_until(cluster, job)
     cluster.wait_job(job, "COMPLETED")
 
 
@@ -110,7 +104,7 @@ def test_a_reservation_about_to_begin(site: ManagedCluster) -> None:
 
 def test_gpus_of_a_coming_reservation_stay(site: ManagedCluster) -> None:
     """As many of its type as it holds: Slurm itself would let them go."""
-    ones = demand.parse_gres(site.node(ONE)["Gres"]).get("1g.5gb", 0)
+    ones = gres(site, ONE).get("1g.5gb", 0)
     reserve(site, "all", f"TRES=gres/gpu:1g.5gb={ones}", f"Nodes={ONE}", "Users=bob",
             start="now+600")  # fmt: skip
     wants, before = wanting(site, ONE, "--time=2"), made(site)
@@ -121,7 +115,7 @@ def test_gpus_of_a_coming_reservation_stay(site: ManagedCluster) -> None:
     reserve(site, "some", "TRES=gres/gpu:1g.5gb=3", f"Nodes={ONE}", "Users=bob", start="now+600")
     served(site, wants)
     assert made(site) != before
-    assert demand.parse_gres(site.node(ONE)["Gres"])["1g.5gb"] >= 3
+    assert gres(site, ONE)["1g.5gb"] >= 3
 
 
 def test_jobs_submitted_into_a_reservation(site: ManagedCluster) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import pytest
 
-from slurm_mig.core import demand
 from tests.testbed.cluster import A100, NodeSpec, default_nodes
+from tests.testbed.jobs import computing, ended_well, gres, index_of, reconcile_until, served
 from tests.testbed.product import CUDA_JOB, ManagedCluster
 
 
@@ -19,49 +18,6 @@ def fresh() -> Iterator[ManagedCluster]:
     with ManagedCluster(nodes=(NodeSpec("a100-1", (A100, A100)),)) as cluster:
         cluster.enrol()
         yield cluster
-
-
-def computing(cluster: ManagedCluster, gres: str, *options: str) -> int:
-    """A job that computes on its device until it is told to stop."""
-    job = cluster.submit(CUDA_JOB, f"--gres={gres}", *options)
-    cluster.wait_for(
-        lambda: cluster.reports(job, "first"), 20, f"job {job} to compute: {cluster.output(job)}"
-    )
-    return job
-
-
-def ended_well(cluster: ManagedCluster, *jobs: int) -> None:
-    """Tell the jobs to stop; each must have kept its device and used it in a further step."""
-    for job in jobs:
-        cluster.run("touch", f"/tmp/jobs/{job}.stop")
-    for job in jobs:
-        shown = cluster.wait_job(job, "COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL")
-        assert shown["JobState"] == "COMPLETED", cluster.output(job)
-        first, second = cluster.reports(job, "first"), cluster.reports(job, "second")
-        assert first[0]["uuid"] == second[0]["uuid"]
-
-
-def served(cluster: ManagedCluster, *jobs: int) -> None:
-    """Each job computes."""
-    for job in jobs:
-        cluster.wait_for(partial(cluster.reports, job, "first"), 10, f"job {job} to compute")
-
-
-def index_of(cluster: ManagedCluster, job: int) -> frozenset[int]:
-    return demand.gpu_indexes(cluster.job(job)["GRES"])
-
-
-def reconcile_until(cluster: ManagedCluster, job: int, cycles: int = 5) -> None:
-    """Cycles until the job runs."""
-    for _ in range(cycles):
-        cluster.slurm_mig("reconcile")
-        if cluster.job(job)["JobState"] != "PENDING":
-            return
-    cluster.wait_job(job, "RUNNING", "COMPLETED")
-
-
-def gres(cluster: ManagedCluster, node: str = "a100-1") -> dict[str, int]:
-    return demand.parse_gres(cluster.node(node)["Gres"])
 
 
 def test_a_waiting_3g_starts_inside_a_gpu_that_stays_busy(fresh: ManagedCluster) -> None:

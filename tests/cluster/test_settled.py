@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from slurm_mig.core import demand
 from slurm_mig.errors import Exit
 from tests.testbed.cluster import A100, NodeSpec
+from tests.testbed.jobs import absent, no_jobs
 from tests.testbed.product import CONFIGURATION, CUDA_JOB, ManagedCluster
 
 NODE = "a100-1"
@@ -33,10 +33,7 @@ def one(hooked: ManagedCluster) -> Iterator[ManagedCluster]:
     yield hooked
     hooked.sh("rm -f /tmp/jobs/slow-*")
     hooked.configure(CONFIGURATION)
-    hooked.run("scancel", "--user=alice")
-    hooked.wait_for(
-        lambda: not hooked.run("squeue", "-h").stdout.strip(), 30, "every job to be gone"
-    )
+    no_jobs(hooked)
 
 
 def slow(cluster: ManagedCluster, hook: str, seconds: int) -> None:
@@ -45,9 +42,7 @@ def slow(cluster: ManagedCluster, hook: str, seconds: int) -> None:
 
 def wanting(cluster: ManagedCluster) -> int:
     """A job for a profile that the node does not offer now."""
-    shown = demand.parse_gres(cluster.node(NODE)["Gres"])
-    profile = next(p for p in ("3g.20gb", "4g.20gb", "2g.10gb", "7g.40gb") if p not in shown)
-    return cluster.submit("true", f"--gres=gpu:{profile}:1")
+    return cluster.submit("true", f"--gres=gpu:{absent(cluster, NODE)}:1")
 
 
 def test_a_prolog_that_runs_is_waited_for(one: ManagedCluster) -> None:

@@ -8,9 +8,9 @@ from functools import partial
 
 import pytest
 
-from slurm_mig.core import demand
 from tests.testbed.cluster import A100, NodeSpec
 from tests.testbed.device_program import OPENS
+from tests.testbed.jobs import computing, ended_well, gres, no_jobs, reconcile_until, served
 from tests.testbed.product import CONFIGURATION, CUDA_JOB, ManagedCluster
 from tests.testbed.watch import gates
 
@@ -38,26 +38,15 @@ def site() -> Iterator[ManagedCluster]:
 @pytest.fixture
 def two(site: ManagedCluster) -> Iterator[ManagedCluster]:
     """Both nodes, and a gpu job on the other one that lives through every reconfigure."""
-    beside = site.submit(CUDA_JOB, "--gres=gpu:1g.5gb:1", *THERE)
-    site.wait_for(partial(site.reports, beside, "first"), 30, f"job {beside} to compute")
+    beside = computing(site, "gpu:1g.5gb:1", *THERE)
     yield site
     ended_well(site, beside)
-    site.run("scancel", "--user=alice")
-    site.wait_for(lambda: not site.run("squeue", "-h").stdout.strip(), 30, "every job to be gone")
+    no_jobs(site)
     site.configure(rules(GROUPS))
 
 
-def ended_well(cluster: ManagedCluster, *jobs: int) -> None:
-    for job in jobs:
-        cluster.run("touch", f"/tmp/jobs/{job}.stop")
-    for job in jobs:
-        assert cluster.wait_job(job, "COMPLETED", "FAILED")["JobState"] == "COMPLETED"
-        first, second = cluster.reports(job, "first"), cluster.reports(job, "second")
-        assert first[0]["uuid"] == second[0]["uuid"]
-
-
 def shown(cluster: ManagedCluster) -> dict[str, int]:
-    return demand.parse_gres(cluster.node(NODE)["Gres"])
+    return gres(cluster, NODE)
 
 
 def agreed(cluster: ManagedCluster) -> bool:
@@ -73,12 +62,9 @@ def wanting(cluster: ManagedCluster) -> tuple[int, str]:
     return cluster.submit(CUDA_JOB, f"--gres=gpu:{profile}:1", *HERE), profile
 
 
-def served(cluster: ManagedCluster, job: int) -> None:
-    for _ in range(5):
-        cluster.slurm_mig("reconcile")
-        if cluster.job(job)["JobState"] != "PENDING":
-            break
-    cluster.wait_for(partial(cluster.reports, job, "first"), 40, f"job {job} to compute")
+def run_and_compute(cluster: ManagedCluster, job: int) -> None:
+    reconcile_until(cluster, job)
+    served(cluster, job)
 
 
 def test_the_count_waits_for_gpu_jobs_and_nothing_else(two: ManagedCluster) -> None:
@@ -86,14 +72,13 @@ def test_the_count_waits_for_gpu_jobs_and_nothing_else(two: ManagedCluster) -> N
     assert agreed(two)
     count = sum(shown(two).values())
     without = two.submit(OPENS_JOB, *HERE)
-    holder = two.submit(CUDA_JOB, "--gres=gpu:1g.5gb:1", *HERE)
-    two.wait_for(partial(two.reports, holder, "first"), 30, f"job {holder} to compute")
+    holder = computing(two, "gpu:1g.5gb:1", *HERE)
     wants, profile = wanting(two)
     said = two.slurm_mig("reconcile").stdout
     assert f"its gpus change only while no job has any, and job {holder} has" in said
     assert sum(shown(two).values()) == count
     ended_well(two, holder)
-    served(two, wants)
+    run_and_compute(two, wants)
     assert agreed(two)
     assert shown(two)[profile] == 1
     assert sum(shown(two).values()) < count
@@ -119,8 +104,7 @@ def test_what_is_free_serves_without_a_change(two: ManagedCluster) -> None:
 def test_a_fence_lets_every_gpu_job_end(two: ManagedCluster) -> None:
     """Where policy allows one: also jobs of GPUs that the change does not touch are waited for."""
     two.configure(rules(FENCE))
-    holder = two.submit(CUDA_JOB, "--gres=gpu:1g.5gb:1", *HERE)
-    two.wait_for(partial(two.reports, holder, "first"), 30, f"job {holder} to compute")
+    holder = computing(two, "gpu:1g.5gb:1", *HERE)
     wants, _ = wanting(two)
     two.slurm_mig("reconcile")
     two.slurm_mig("reconcile")
@@ -128,7 +112,7 @@ def test_a_fence_lets_every_gpu_job_end(two: ManagedCluster) -> None:
     assert f"job {holder} has gpus of {NODE}, whose count changes" in two.slurm_mig("status").stdout
     assert two.job(holder)["JobState"] == "RUNNING"
     ended_well(two, holder)
-    served(two, wants)
+    run_and_compute(two, wants)
     assert agreed(two)
     ended_well(two, wants)
 
@@ -138,7 +122,7 @@ def test_killed_after(two: ManagedCluster, point: str) -> None:
     wants, _ = wanting(two)
     died = two.run("python", "-m", "tests.testbed.die_at", point, check=False)
     assert died.returncode == -9, died.stdout + died.stderr
-    served(two, wants)
+    run_and_compute(two, wants)
     assert agreed(two)
     assert "DRAIN" not in two.node(NODE)["State"]
     ended_well(two, wants)

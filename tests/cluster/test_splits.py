@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from slurm_mig.core import demand
 from slurm_mig.errors import Exit
 from tests.testbed.cluster import A100, NodeSpec
+from tests.testbed.jobs import ended_well, gres, served
 from tests.testbed.product import CONFIGURATION, CUDA_JOB, ManagedCluster
 
 NODE = "a100-1"
@@ -40,29 +40,16 @@ def cluster() -> Iterator[ManagedCluster]:
         yield site
 
 
-def gres(cluster: ManagedCluster) -> dict[str, int]:
-    return demand.parse_gres(cluster.node(NODE)["Gres"])
-
-
 def computing(cluster: ManagedCluster, gres_type: str, script: str = CUDA_JOB,
               user: str = "alice") -> int:  # fmt: skip
     cluster.sh("sleep 1.1")  # the submit plugin reads its table once a second
     job = cluster.submit(script, f"--gres=gpu:{gres_type}:1", user=user)
-    cluster.wait_for(partial(cluster.reports, job, "first"), 30, f"job {job} to compute")
+    served(cluster, job)
     return job
 
 
 def first(cluster: ManagedCluster, job: int) -> dict[str, Any]:
     return cluster.reports(job, "first")[0]
-
-
-def stop(cluster: ManagedCluster, *jobs: int) -> None:
-    """The jobs end well, on the devices that they began on."""
-    for job in jobs:
-        cluster.run("touch", f"/tmp/jobs/{job}.stop")
-    for job in jobs:
-        cluster.wait_job(job, "COMPLETED")
-        assert cluster.reports(job, "second")[0]["uuid"] == first(cluster, job)["uuid"]
 
 
 def tried_all(cluster: ManagedCluster, job: int) -> bool:
@@ -118,7 +105,7 @@ def test_three_jobs_in_one_gpu_instance(cluster: ManagedCluster) -> None:
     assert f"{NODE} reshaped in" in done.stdout
     assert [cluster.job(job)["GRES"] for job in jobs] == indexes
     assert widths(cluster) == [PART] * 3
-    stop(cluster, *jobs)
+    ended_well(cluster, *jobs)
 
 
 def test_the_queue_does_not_undo_a_split(cluster: ManagedCluster) -> None:
@@ -132,7 +119,7 @@ def test_the_queue_does_not_undo_a_split(cluster: ManagedCluster) -> None:
     said = cluster.slurm_mig("reconcile").stdout
     assert f"nothing to do; job {three} ({PART}*3) waits: " in said
     assert f"job {part}" in said
-    stop(cluster, part)
+    ended_well(cluster, part)
     cluster.wait_job(three, "COMPLETED")
 
 
@@ -143,18 +130,18 @@ def test_a_split_changes_and_goes(cluster: ManagedCluster) -> None:
     assert widths(cluster) == ["2c.3g.20gb", PART]
     wide, narrow = computing(cluster, "2c.3g.20gb"), computing(cluster, PART)
     assert first(cluster, wide)["gi"] == first(cluster, narrow)["gi"]
-    stop(cluster, wide, narrow)
+    ended_well(cluster, wide, narrow)
     same = cluster.slurm_mig("apply", "--node", NODE, f"gpu1=2c.3g.20gb@4,{PART}@4,1g.5gb*3")
     assert same.stdout == "GPU 1: already so\n"
     cluster.slurm_mig("apply", "--node", NODE, "gpu1=3g.20gb@4,1g.5gb*3")
     assert widths(cluster) == ["3g.20gb"]
     assert PART not in gres(cluster)
     whole = computing(cluster, "3g.20gb")
-    stop(cluster, whole)
+    ended_well(cluster, whole)
     done = cluster.slurm_mig("apply", "--node", NODE, f"gpu1={PART}@4*3,1g.5gb*3")
     assert "  ~ 1c+1c+1c.3g.20gb@4\n" in done.stdout
     assert sum(gres(cluster).values()) == 2 * 7 + 1
-    stop(cluster, beside)
+    ended_well(cluster, beside)
 
 
 def test_after_a_boot_the_parts_are_as_published(cluster: ManagedCluster) -> None:
@@ -166,7 +153,7 @@ def test_after_a_boot_the_parts_are_as_published(cluster: ManagedCluster) -> Non
     assert widths(cluster) == [PART] * 3
     cluster.start_daemon("slurmd", NODE)
     cluster.wait_for(lambda: "IDLE" in cluster.node(NODE)["State"], 30, "the node to be back")
-    stop(cluster, computing(cluster, PART))
+    ended_well(cluster, computing(cluster, PART))
     check = cluster.run("slurm-mig", "check", node=NODE, check=False)
     assert check.returncode == Exit.OK, check.stdout
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 import pytest
 
-from slurm_mig.core import demand
 from tests.testbed.cluster import A100, H100, L40S, NodeSpec
+from tests.testbed.jobs import ended_well, gres, no_jobs, reconcile_until, served
 from tests.testbed.product import CONFIGURATION, CUDA_JOB, ManagedCluster
 
 GROUPS = """\
@@ -34,38 +33,19 @@ def site() -> Iterator[ManagedCluster]:
 @pytest.fixture
 def cluster(site: ManagedCluster) -> Iterator[ManagedCluster]:
     yield site
-    site.run("scancel", "--user=alice")
-    site.wait_for(lambda: not site.run("squeue", "-h").stdout.strip(), 30, "every job to be gone")
+    no_jobs(site)
 
 
-def computing(cluster: ManagedCluster, gres: str, *options: str) -> int:
-    """A job that computes until it is told to stop, after at most a few cycles."""
-    job = cluster.submit(CUDA_JOB, f"--gres={gres}", *options)
-    for _ in range(4):
-        if cluster.job(job)["JobState"] != "PENDING":
-            break
-        cluster.slurm_mig("reconcile")
-    cluster.wait_for(partial(cluster.reports, job, "first"), 20, f"job {job} to compute")
+def computing(cluster: ManagedCluster, wanted: str, *options: str) -> int:
+    """A job that computes until it is told to stop, after as many cycles as it takes."""
+    job = cluster.submit(CUDA_JOB, f"--gres={wanted}", *options)
+    reconcile_until(cluster, job)
+    served(cluster, job)
     return job
-
-
-def stop(cluster: ManagedCluster, *jobs: int) -> None:
-    """The jobs end well, on the devices that they began on."""
-    for job in jobs:
-        cluster.run("touch", f"/tmp/jobs/{job}.stop")
-    for job in jobs:
-        shown = cluster.wait_job(job, "COMPLETED", "FAILED")
-        assert shown["JobState"] == "COMPLETED", cluster.output(job)
-        first, second = cluster.reports(job, "first"), cluster.reports(job, "second")
-        assert first[0]["uuid"] == second[0]["uuid"]
 
 
 def modes(cluster: ManagedCluster, node: str) -> list[bool]:
     return [gpu["mig"] for gpu in cluster.sim(node)["gpus"]]
-
-
-def gres(cluster: ManagedCluster, node: str) -> dict[str, int]:
-    return demand.parse_gres(cluster.node(node)["Gres"])
 
 
 def test_two_whole_gpus_beside_idle_small_instances(cluster: ManagedCluster) -> None:
@@ -79,11 +59,11 @@ def test_two_whole_gpus_beside_idle_small_instances(cluster: ManagedCluster) -> 
     assert sum(gres(cluster, "mixed").values()) == total
     uuids = {gpu["uuid"] for gpu in cluster.sim("mixed")["gpus"][:2]}
     assert cluster.reports(whole, "first")[0]["uuid"] in uuids
-    stop(cluster, whole)
+    ended_well(cluster, whole)
     small = computing(cluster, "gpu:3g.20gb:1", "-C", "mixed")
     assert sorted(modes(cluster, "mixed")) == [False, False, True]
     assert cluster.job(other)["GRES"] == index
-    stop(cluster, small, other)
+    ended_well(cluster, small, other)
 
 
 def test_a_gpu_with_a_busy_instance_stays_in_mig_mode(cluster: ManagedCluster) -> None:
@@ -99,21 +79,18 @@ def test_a_gpu_with_a_busy_instance_stays_in_mig_mode(cluster: ManagedCluster) -
     assert modes(cluster, "mixed")[gpu]
     whole = computing(cluster, "gpu:a100:1")
     assert modes(cluster, "mixed")[gpu]
-    stop(cluster, small, whole)
-    for _ in range(4):
-        cluster.slurm_mig("reconcile")
-        if cluster.job(wants)["JobState"] != "PENDING":
-            break
+    ended_well(cluster, small, whole)
+    reconcile_until(cluster, wants)
     cluster.wait_job(wants, "COMPLETED")
 
 
 def test_where_the_mode_changes_without_a_reset(cluster: ManagedCluster) -> None:
     whole = computing(cluster, "gpu:h100:1")
     assert modes(cluster, "hopper") == [False]
-    stop(cluster, whole)
+    ended_well(cluster, whole)
     small = computing(cluster, "gpu:1g.10gb:7", "-C", "hopper")
     assert modes(cluster, "hopper") == [True]
-    stop(cluster, small)
+    ended_well(cluster, small)
 
 
 def test_where_the_site_does_not_allow_a_reset(cluster: ManagedCluster) -> None:
@@ -130,4 +107,4 @@ def test_whole_gpus_survive_a_restart_of_everything(cluster: ManagedCluster) -> 
     cluster.restart_daemon("slurmd", "hopper")
     cluster.register("hopper")
     assert {n["name"]: n["condition"] for n in cluster.status()["nodes"]}["hopper"] == "usable"
-    stop(cluster, whole)
+    ended_well(cluster, whole)

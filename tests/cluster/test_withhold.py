@@ -7,8 +7,8 @@ from functools import partial
 
 import pytest
 
-from slurm_mig.core import demand
 from tests.testbed.cluster import A100, NodeSpec
+from tests.testbed.jobs import computing, ended_well, gres, no_jobs, reconcile_until
 from tests.testbed.product import CONFIGURATION, CUDA_JOB, ManagedCluster
 
 NODE = "a100-1"
@@ -27,9 +27,8 @@ def node() -> Iterator[ManagedCluster]:
 def one(node: ManagedCluster) -> Iterator[ManagedCluster]:
     """The node as it was enrolled: seven 1g.5gb, no job."""
     yield node
-    node.run("scancel", "--user=alice")
+    no_jobs(node)
     node.configure(CONFIGURATION)
-    node.wait_for(lambda: not node.run("squeue", "-h").stdout.strip(), 30, "every job to be gone")
     node.slurm_mig("reconcile")
     node.run("rm", "-f", "/var/lib/slurm-mig/cycle.json")
     if gres(node) != {"1g.5gb": 7, **GUARD}:
@@ -38,41 +37,12 @@ def one(node: ManagedCluster) -> Iterator[ManagedCluster]:
         node.wait_job(back, "COMPLETED")
 
 
-def gres(cluster: ManagedCluster) -> dict[str, int]:
-    return demand.parse_gres(cluster.node(NODE)["Gres"])
-
-
-def computing(cluster: ManagedCluster) -> int:
-    """A job that computes on a 1g.5gb until it is told to stop."""
-    job = cluster.submit(CUDA_JOB, "--gres=gpu:1g.5gb:1")
-    cluster.wait_for(partial(cluster.reports, job, "first"), 20, f"job {job} to compute")
-    return job
-
-
-def stop(cluster: ManagedCluster, *jobs: int) -> None:
-    """The jobs end well, on the device that they began on."""
-    for job in jobs:
-        cluster.run("touch", f"/tmp/jobs/{job}.stop")
-    for job in jobs:
-        assert cluster.wait_job(job, "COMPLETED", "FAILED")["JobState"] == "COMPLETED"
-        first, second = cluster.reports(job, "first"), cluster.reports(job, "second")
-        assert first[0]["uuid"] == second[0]["uuid"]
-
-
-def reconcile_until(cluster: ManagedCluster, job: int, cycles: int = 6) -> None:
-    for _ in range(cycles):
-        cluster.slurm_mig("reconcile")
-        if cluster.job(job)["JobState"] != "PENDING":
-            return
-    cluster.wait_job(job, "RUNNING", "COMPLETED")
-
-
 def drained(cluster: ManagedCluster) -> bool:
     return "DRAIN" in cluster.node(NODE)["State"]
 
 
 def test_idle_instances_are_withheld_and_then_cut(one: ManagedCluster) -> None:
-    running = computing(one)
+    running = computing(one, "gpu:1g.5gb:1")
     wants = one.submit(CUDA_JOB, "--gres=gpu:7g.40gb:1", "--nice=0")
     done = one.slurm_mig("reconcile")
     assert f"GPU 0 of {NODE} is kept for it until job {running} ends" in done.stdout
@@ -87,30 +57,30 @@ def test_idle_instances_are_withheld_and_then_cut(one: ManagedCluster) -> None:
     assert one.job(later)["JobState"] == "PENDING", "what is withheld is not for others"
     assert len(one.history()) == before, "a cycle that can do nothing more changes nothing"
 
-    stop(one, running)
+    ended_well(one, running)
     reconcile_until(one, wants)
     one.wait_for(partial(one.reports, wants, "first"), 10, "the 7g job to compute")
     assert one.reports(wants, "first")[0]["profile"] == "7g.40gb"
     for record in one.history()[-2:]:
         assert record["seconds"]["fenced"] < 10, "a fence lasts as long as a publish"
-    stop(one, wants)
+    ended_well(one, wants)
     reconcile_until(one, later)
     one.wait_job(later, "COMPLETED")
 
 
 def test_what_nobody_waits_for_any_more_is_offered_again(one: ManagedCluster) -> None:
-    running = computing(one)
+    running = computing(one, "gpu:1g.5gb:1")
     wants = one.submit("true", "--gres=gpu:7g.40gb:1")
     one.slurm_mig("reconcile")
     assert gres(one)["1g.5gb"] == 1
     one.run("scancel", str(wants))
     one.slurm_mig("reconcile")
     assert gres(one) == {"1g.5gb": 7, **GUARD}
-    stop(one, running)
+    ended_well(one, running)
 
 
 def test_withheld_instances_survive_a_restart_of_slurmctld(one: ManagedCluster) -> None:
-    running = computing(one)
+    running = computing(one, "gpu:1g.5gb:1")
     wants = one.submit("true", "--gres=gpu:7g.40gb:1")
     one.slurm_mig("reconcile")
     one.restart_daemon("slurmctld")
@@ -119,7 +89,7 @@ def test_withheld_instances_survive_a_restart_of_slurmctld(one: ManagedCluster) 
     assert gres(one)["1g.5gb"] == 1
     # A new slurmctld starts no step on a node before it has registered (docs/facts.md).
     one.register(NODE)
-    stop(one, running)
+    ended_well(one, running)
     reconcile_until(one, wants)
     one.wait_job(wants, "COMPLETED")
 
@@ -128,8 +98,8 @@ def starving(cluster: ManagedCluster, fence_wait_s: int) -> tuple[list[int], int
     """1g jobs at the first and the last index pin everything between: nothing can be withheld."""
     text = f"cooldown_s: 0\n  withhold_s: 3\n  fence_wait_s: {fence_wait_s}"
     cluster.configure(CONFIGURATION.replace("cooldown_s: 0", text))
-    jobs = [computing(cluster) for _ in range(7)]
-    stop(cluster, *jobs[1:6])
+    jobs = [computing(cluster, "gpu:1g.5gb:1") for _ in range(7)]
+    ended_well(cluster, *jobs[1:6])
     wants = cluster.submit(CUDA_JOB, "--gres=gpu:7g.40gb:1")
     done = cluster.slurm_mig("reconcile")
     assert "may serve it when job" in done.stdout
@@ -150,13 +120,13 @@ def test_policy_fences_for_a_job_that_withholding_does_not_serve(one: ManagedClu
     one.slurm_mig("reconcile")
     assert one.job(others)["JobState"] == "PENDING"
     one.run("scancel", str(others))
-    stop(one, *running)
+    ended_well(one, *running)
     reconcile_until(one, wants)
     one.wait_for(partial(one.reports, wants, "first"), 20, "the 7g job to compute")
     assert not drained(one)
     assert one.history()[-1]["change"]["behind_fence"], "what was made for a job is left for it"
     assert one.history()[-1]["seconds"]["fenced"] > 1
-    stop(one, wants)
+    ended_well(one, wants)
 
 
 def test_a_fence_that_waited_long_enough_comes_down(one: ManagedCluster) -> None:
@@ -168,7 +138,7 @@ def test_a_fence_that_waited_long_enough_comes_down(one: ManagedCluster) -> None
     assert not drained(one), done.stderr
     assert one.history()[-1]["phase"] == "abandoned"
     assert one.job(wants)["JobState"] == "PENDING"
-    stop(one, *running)
+    ended_well(one, *running)
 
 
 def test_a_fence_for_nobody_comes_down(one: ManagedCluster) -> None:
@@ -179,7 +149,7 @@ def test_a_fence_for_nobody_comes_down(one: ManagedCluster) -> None:
     one.slurm_mig("reconcile")
     assert not drained(one)
     assert f"job {wants} no longer waits" in one.history()[-1]["note"]
-    stop(one, *running)
+    ended_well(one, *running)
 
 
 def test_an_administrators_drain_in_the_place_of_a_waiting_fence_stays(
@@ -195,4 +165,4 @@ def test_an_administrators_drain_in_the_place_of_a_waiting_fence_stays(
     one.run("scancel", str(wants))
     one.run("scontrol", "update", f"NodeName={NODE}", "State=RESUME")
     one.register(NODE)
-    stop(one, *running)
+    ended_well(one, *running)
