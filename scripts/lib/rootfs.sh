@@ -16,6 +16,7 @@ packages=(
     python3-venv python3-dev gcc libc6-dev make iproute2 procps util-linux ca-certificates
     # What judges the exports, the metrics and the report: the real tools.
     podman crun docker-compose libvirt-clients prometheus chromium-headless-shell fonts-dejavu-core
+    mandoc golang-tags.cncf-container-device-interface-dev
 )
 
 say() { printf '%s\n' "$*" >&2; }
@@ -43,11 +44,13 @@ rootfs_ensure() {
     local target lock
     [ "$(id -u)" = 0 ] || fail "this needs root (namespaces and mounts); nothing was changed"
     target=$(rootfs_path)
-    mkdir -p "$SLURM_MIG_CACHE"
-    exec {lock}>"$SLURM_MIG_CACHE/lock"
-    flock "$lock"
-    [ -e "$target/.complete" ] || rootfs_make "$target" >&2
-    exec {lock}>&-
+    if [ ! -e "$target/.complete" ]; then
+        mkdir -p "$SLURM_MIG_CACHE"
+        exec {lock}>"$SLURM_MIG_CACHE/lock"
+        flock "$lock"
+        [ -e "$target/.complete" ] || rootfs_make "$target" >&2
+        exec {lock}>&-
+    fi
     echo "$target"
 }
 

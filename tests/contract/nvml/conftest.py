@@ -17,6 +17,7 @@ import pytest
 
 from slurm_mig.adapters.gpus import NvmlGpus
 from tests.contract.nvml.calls import A100
+from tests.contract.nvml.site import Site
 from tests.testbed.nvml_sim import GpuSpec, Paths, Simulator, build
 
 MODELS = (
@@ -130,3 +131,8 @@ def make(
 @pytest.fixture
 def a100(make: Callable[..., list[Any]]) -> Any:
     return make(GpuSpec(A100, mig=True))[0]
+
+
+@pytest.fixture
+def site(opened: Opened, tmp_path: Path) -> Site:
+    return Site(opened, tmp_path)
