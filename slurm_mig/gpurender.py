@@ -33,7 +33,7 @@ def inventory_text(driver: str, gpus: Sequence[Gpu], faults: Mapping[int, str], 
         reset = ", a mode change resets it" if gpu.mig_capable and gpu.mode_needs_reset else ""
         lines += [
             "",
-            f"GPU {gpu.index}  {gpu.model}  {gpu.memory_mib} MiB  {gpu.file}",
+            f"GPU {gpu.index}  {gpu.model}  {gpu.memory_mib} MiB  {gpu.file}  {gpu.pci}".rstrip(),
             f"  {gpu.uuid}  {mode_words(gpu)}{reset}",
         ]
         lines += [f"  {line}" for line in _instance_lines(gpu.instances)]
@@ -105,6 +105,7 @@ def _gpu_json(gpu: Gpu, who: Callable[[int], Any]) -> dict[str, Any]:
         "model": gpu.model,
         "memory_mib": gpu.memory_mib,
         "file": gpu.file,
+        "pci": gpu.pci,
         "mig_capable": gpu.mig_capable,
         "mig": gpu.mig,
         "mig_pending": gpu.mig_pending,

@@ -52,10 +52,11 @@ def main(output: Path) -> None:
         (source / "reference" / f"{name}.md").write_text(text, encoding="utf-8")
     listed = [[name, short, section] for name, (_, short, section) in pages.items()]
     (source / "reference" / "man.json").write_text(json.dumps(listed))
-    for builder in ("html", "man"):
+    # A man page that names another is a link in HTML: to the page beside it.
+    for builder, settings in (("html", ["-D", "manpages_url={page}.html"]), ("man", [])):
         subprocess.run(
-            [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", builder,
-             "-d", str(output / "doctrees"), str(source), str(output / builder)],
+            [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", builder, *settings,
+             "-d", str(output / "doctrees" / builder), str(source), str(output / builder)],
             check=True,
         )  # fmt: skip
 
@@ -65,10 +66,18 @@ def generated() -> Iterator[tuple[str, tuple[str, str, int]]]:
     commands = list(leaves(program, ("slurm-mig",)))
     yield "slurm-mig", (overview(commands), "reshapes MIG GPUs to what the Slurm queue asks for", 8)
     for path, command in commands:
-        section = 1 if path[1] in LOOKS and len(path) == 2 else 8
         short = command.get_short_help_str(200).rstrip(".")
-        yield "-".join(path), (command_page(path, command), short, section)
+        yield "-".join(path), (command_page(path, command), short, section_of(path))
     yield "slurm-mig.yaml", (configuration(), "the configuration of slurm-mig", 5)
+
+
+def section_of(path: tuple[str, ...]) -> int:
+    return 1 if path[1] in LOOKS and len(path) == 2 else 8
+
+
+def manpage(name: str, section: int) -> str:
+    """A man page's name and section; in HTML a link to its page."""
+    return f"{{manpage}}`{name}({section})`"
 
 
 def leaves(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -100,7 +109,7 @@ def command_page(path: tuple[str, ...], command: click.Command) -> str:
         lines.append(own.read_text(encoding="utf-8"))
     else:
         lines += ["## Exit codes", "",
-                  "Those of every command, see [slurm-mig(8)](slurm-mig.md).", ""]  # fmt: skip
+                  f"Those of every command, see {manpage('slurm-mig', 8)}.", ""]  # fmt: skip
     return "\n".join(lines)
 
 
@@ -123,7 +132,7 @@ def escaped(text: str) -> str:
 def overview(commands: list[tuple[tuple[str, ...], Any]]) -> str:
     lines = ["# slurm-mig", "", "## Description", "", help_text(program), "", "## Commands", ""]
     for path, command in commands:
-        lines += [f"[{' '.join(path)}]({'-'.join(path)}.md)",
+        lines += [manpage("-".join(path), section_of(path)),
                   f": {escaped(command.get_short_help_str(200))}", ""]  # fmt: skip
     lines += ["## Options", "", "`-v`, `--verbose`", ": Also log every decision.", "",
               "`--version`", ": Show the version.", "",
@@ -131,7 +140,7 @@ def overview(commands: list[tuple[tuple[str, ...], Any]]) -> str:
     for value, text in exit_codes():
         lines += [f"`{value}`", f": {text}", ""]
     lines += ["## Files", "",
-              "`/etc/slurm/slurm-mig.yaml`", ": [slurm-mig.yaml(5)](slurm-mig.yaml.md)",
+              "`/etc/slurm/slurm-mig.yaml`", f": {manpage('slurm-mig.yaml', 5)}",
               "", "## Environment", "", "`SLURM_MIG_CONFIG`", ": Another configuration file.", "",
               "`SLURM_MIG_LAYOUTS`", ": The layout file of apply and assert.", ""]  # fmt: skip
     return "\n".join(lines)

@@ -88,8 +88,8 @@ def shared() -> Iterator[Shared]:
 
 
 def pci(cluster: ManagedCluster, index: int) -> str:
-    facts = json.loads(cluster.run("slurm-mig", "node", "observe", node=NODE).stdout)
-    return str(facts["gpus"][index]["pci"])
+    shown = json.loads(cluster.run("slurm-mig", "inventory", "--json", node=NODE).stdout)
+    return str(shown["gpus"][index]["pci"])
 
 
 def computing(cluster: ManagedCluster, uuid: str) -> int:

@@ -62,6 +62,27 @@ def test_every_command_has_a_man_page_with_all_its_options(built: Path) -> None:
                 assert spelling in text or isinstance(option, click.Argument), (name, spelling)
 
 
+SPHINXS = "skipping paragraph macro: sp after SH"
+"""What Sphinx's own writer of man pages leaves in each: an empty line that no reader sees."""
+
+
+def test_mandoc_finds_nothing_in_the_man_pages(built: Path) -> None:
+    pages = sorted(map(str, (built / "man").iterdir()))
+    found = mandoc("lint", "-W", "warning", *pages).splitlines()
+    assert not [line for line in found if SPHINXS not in line]
+    for page in pages:
+        shown = mandoc("utf8", page)
+        assert not re.search(r"<(\S+\.html)?>", shown), "an address that leads nowhere"
+        assert f"{Path(page).stem.upper()}(" in shown
+
+
+def mandoc(form: str, *words: str) -> str:
+    """What mandoc says of the pages, without the strokes that make its letters bold."""
+    done = subprocess.run(["mandoc", "-T", form, *words], capture_output=True, text=True,
+                          check=False)  # fmt: skip
+    return re.sub(".\b", "", done.stdout)
+
+
 def plain(path: Path) -> str:
     """A man page's text without its fonts."""
     return re.sub(r"\\f[BIPR]", "", path.read_text().replace("\\-", "-"))
@@ -112,6 +133,8 @@ def test_every_page_is_in_the_manual_and_found_from_its_beginning(built: Path) -
         assert (built / "html" / f"{page.stem}.html").exists()
         assert f'href="{page.stem}.html"' in html or page.stem == "index"
     assert 'href="reference/slurm-mig-enrol.html"' in html
+    overview = (built / "html" / "reference" / "slurm-mig.html").read_text()
+    assert 'href="slurm-mig-enrol.html"' in overview
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

@@ -149,7 +149,8 @@ def _spec_faults(spec: dict[str, Any]) -> Iterator[str]:
         f"device {n!r} is there twice" for n in sorted({n for n in names if names.count(n) > 1})
     )
     for device in devices:
-        if not _NAME.fullmatch(str(device.get("name", ""))):
+        name = device.get("name")
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
             yield f"{device.get('name')!r} is no device name"
         yield from _edit_faults(device.get("containerEdits"), f"device {device.get('name')}")
     if "containerEdits" in spec:

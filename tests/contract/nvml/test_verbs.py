@@ -76,7 +76,7 @@ def test_inventory(verbs: Verbs, sim: Simulator, holder: int, tmp_path: Path) ->
         == f"""\
 driver 580.95.05, 3 GPUs
 
-GPU 0  NVIDIA A100-SXM4-40GB  40960 MiB  /dev/nvidia0
+GPU 0  NVIDIA A100-SXM4-40GB  40960 MiB  /dev/nvidia0  00000000:10:00.0
   {gpus[0]}  MIG on, a mode change resets it
   device      place  gi  ci  caps   uuid
   1c.2g.10gb  0:2    3   0   30,31  {pair[0]["uuid"]}
@@ -84,10 +84,10 @@ GPU 0  NVIDIA A100-SXM4-40GB  40960 MiB  /dev/nvidia0
   3g.20gb     4:4    2   0   21,22  {half[0]["uuid"]}
   {held} held by process {holder} (sleep 60): job 17
 
-GPU 1  NVIDIA H100 80GB HBM3  81559 MiB  /dev/nvidia3
+GPU 1  NVIDIA H100 80GB HBM3  81559 MiB  /dev/nvidia3  00000000:11:00.0
   {gpus[1]}  MIG off
 
-GPU 2  NVIDIA L40S  46068 MiB  /dev/nvidia2
+GPU 2  NVIDIA L40S  46068 MiB  /dev/nvidia2  00000000:12:00.0
   {gpus[2]}  no MIG
 """
     )
