@@ -18,7 +18,7 @@ NODES = (
     NodeSpec("a100-2", (A100,), partitions=("main",), features="a100"),
 )
 OTHERS = ("outside.md", "containers.md", "kubernetes.md", "virtual-machines.md")
-"""Pages about what is not Slurm's: in this order on a cluster of their own, not enrolled at first."""
+"""Pages about what is not Slurm's: in this order on a cluster of their own."""
 
 ALONE = ("install.md", *OTHERS)
 """Pages that begin on a cluster that slurm-mig has not touched."""

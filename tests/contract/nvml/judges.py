@@ -1,7 +1,7 @@
 """The real judges of what `slurm-mig export` writes. Each raises AssertionError with its own words.
 
-CDI's JSON schema comes with Debian's package of the CDI library, Kubernetes' OpenAPI schemas of many
-releases with the package kubernetes-validate; libvirt and docker-compose read it themselves.
+CDI's JSON schema comes with Debian's package of the CDI library, Kubernetes' OpenAPI schemas of
+many releases with the package kubernetes-validate; libvirt and docker-compose read it themselves.
 """
 
 from __future__ import annotations
