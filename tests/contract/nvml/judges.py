@@ -16,6 +16,7 @@ from typing import Any
 import jsonschema
 import kubernetes_validate
 import referencing
+import referencing.jsonschema
 from kubernetes_validate.utils import all_versions
 
 CDI_SCHEMA = Path("/usr/share/gocode/src/tags.cncf.io/container-device-interface/schema")
