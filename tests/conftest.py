@@ -20,6 +20,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption("--seed", type=int, default=1, help="Seed of the random runs.")
     parser.addoption(
+        "--cases",
+        type=int,
+        default=600,
+        help="How many random clusters plans on nodes are held against every possibility.",
+    )
+    parser.addoption(
         "--queue",
         type=int,
         default=10,

@@ -43,6 +43,10 @@ CLOSE = 64
 """Up to so many nodes the programme knows how often each could bear a job's CPUs and memory; with
 more, it would have a part for every combination, and the second stage finds another node."""
 
+APART = 16
+"""Up to so many nodes a programme that tells every node apart is solved when the other two leave a
+gap."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -176,13 +180,16 @@ def problem(
     *,
     tight: bool = True,
     fine: bool = False,
+    close: bool = False,
 ) -> Problem:
     """The programme for these units of demand.
 
     `tight`: with what is known of single nodes (what their hulls need, how often a job fits) as
     far as it can be said for a whole pool; without, the plain relaxation. `fine`: nodes whose
-    hulls could be asked for too much are told apart.
+    hulls could be asked for too much are told apart. `close`: every node is, with its CPUs and its
+    memory (for small fleets).
     """
+    pools = pools.single() if close else pools
     sizes = dict.fromkeys(size for unit in units for size in unit.sizes)
     types = tuple(sorted({t for size in sizes for t, _ in size.gpus}))
     guarded = tuple(sorted({t for node in fleet.nodes for t in node.holes})) if tight else ()
@@ -190,7 +197,7 @@ def problem(
     several = sorted({(types.index(t), n) for size in sizes for t, n in size.gpus if n > 1})
     survey = _Survey(fleet, tables, sorted({t for t, _ in several}))
     near = fine and len(fleet.nodes) <= FEW
-    parts = _Parts(fleet, pools, types, survey.most, tight=tight, fine=near)
+    parts = _Parts(fleet, pools, types, survey.most, tight=tight, fine=near, close=close)
     groups = _grouped(parts, units)
     wanted = tuple(Group(parts, _tiers(found, parts)) for parts, found in groups.items())
     together = {
@@ -204,7 +211,24 @@ def problem(
         able = (at for at, most in enumerate(survey.most) if any(most[t] >= n for t, n in several))
         apart = apart.union(able)
     programme, members = survey.classed(pools, wanted, together, apart)
+    if close:
+        programme = replace(programme, free=_free(fleet), growth=_growth(fleet, types))
     return Problem(programme, members, tuple(map(tuple, groups.values())), tables, survey)
+
+
+def _free(fleet: Fleet) -> dict[tuple[int, int], int]:
+    """CPUs and memory that each node has left."""
+    loads = ((node.cpus, node.memory_mib) for node in fleet.nodes)
+    return {(at, n): max(0, left) for at, free in enumerate(loads) for n, left in enumerate(free)}
+
+
+def _growth(fleet: Fleet, types: Sequence[str]) -> dict[tuple[int, int], int]:
+    """For how many more of each type the slots of each node have room."""
+    return {
+        (at, n): max(0, node.growth(gres_type))
+        for at, node in enumerate(fleet.nodes)
+        for n, gres_type in enumerate(types)
+    }
 
 
 def refined(coarse: Problem, fleet: Fleet, pools: Pools, weights: Weights) -> Problem:
@@ -396,8 +420,10 @@ class _Parts:
         *,
         tight: bool,
         fine: bool,
+        close: bool,
     ) -> None:
         self._fine = fine
+        self._loaded = close
         self._fleet = fleet
         self._pools = pools
         self._number = {t: n for n, t in enumerate(types)}
@@ -439,7 +465,8 @@ class _Parts:
                 tuple(at for at in self._pools.nodes[pool] if self._times(at, request, wants))
                 for pool in often
             )
-        return Part(wants, request.nodes, tuple(often), most, apart)
+        loads = (request.cpus, request.memory_mib) if self._loaded else ()
+        return Part(wants, request.nodes, tuple(often), most, apart, loads)
 
     def _in_pool(self, pool: int, request: JobRequest, wants: tuple[tuple[int, int], ...]) -> int:
         """How often the nodes of a pool could have the request at most."""

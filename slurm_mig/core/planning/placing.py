@@ -7,7 +7,7 @@ tried again until something was added.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from slurm_mig.core.model import JobRequest
 from slurm_mig.core.planning.fleet import Fleet
@@ -57,6 +57,20 @@ class Places:
             return False
         for position in found:
             self._claim(position, unit.requests[0])
+        return True
+
+    def place_on(self, unit: Unit, positions: Sequence[Sequence[int]]) -> bool:
+        """Claim these nodes for the unit's requests; False (and nothing claimed) when one does not
+        fit. No node is among them twice."""
+        chosen = [
+            (at, request)
+            for request, mine in zip(unit.requests, positions, strict=True)
+            for at in mine
+        ]
+        if not all(self._nodes[at].fits(request) for at, request in chosen):
+            return False
+        for at, request in chosen:
+            self._claim(at, request)
         return True
 
     def _claim(self, position: int, request: JobRequest) -> None:

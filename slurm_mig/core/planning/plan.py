@@ -29,14 +29,14 @@ from slurm_mig.core.model import (
     Refusal,
 )
 from slurm_mig.core.planning import highs, reasons
-from slurm_mig.core.planning.classes import CLOSE, problem
+from slurm_mig.core.planning.classes import APART, CLOSE, problem
 from slurm_mig.core.planning.filling import fill, waiting_mix
 from slurm_mig.core.planning.fleet import Fleet, Node, uses
 from slurm_mig.core.planning.looks import ending, urgency, where
 from slurm_mig.core.planning.placing import Places
 from slurm_mig.core.planning.programme import Programme, Solution
 from slurm_mig.core.planning.rules import Rules
-from slurm_mig.core.planning.stage import Staged, Task, stage
+from slurm_mig.core.planning.stage import Staged, Task, close_stage, stage
 from slurm_mig.core.planning.units import (
     Pools,
     Size,
@@ -297,15 +297,11 @@ class _Planning:
         coarse = problem(self._fleet, pools, units, weights)
         bound = self._solve(coarse.programme, 0.0)
         task = Task(pools, units, coarse, bound, weights, self._solve)
-        twice = len(self._fleet.nodes) <= CLOSE and any(unit.several for unit in units)
-        best = stage(self._fleet.copy() if twice else self._fleet, task, hard_first=False)
-        if twice and best.value < bound.value:
-            other = stage(self._fleet.copy(), task, hard_first=True)
-            best = max(best, other, key=lambda staged: staged.value)
+        best, most = self._staged(task)
         worth = sum(unit.value for unit in best.served)
         quality = Quality(
             best.value,
-            max(best.value, round(bound.value * (1 + bound.gap))),
+            max(best.value, most),
             bound.gap == 0,
             worth,
             worth - best.value,
@@ -315,6 +311,22 @@ class _Planning:
             best.refused_by_hulls,
         )
         return best, quality
+
+    def _staged(self, task: Task) -> tuple[Staged, int]:
+        """The best realisation on nodes, and what no plan can be worth more than."""
+        count, bound = len(self._fleet.nodes), task.bound
+        most = round(bound.value * (1 + bound.gap))
+        if count > CLOSE:
+            return stage(self._fleet, task, hard_first=False), most
+        best = stage(self._fleet.copy(), task, hard_first=False)
+        if best.value < most and any(unit.several for unit in task.units):
+            other = stage(self._fleet.copy(), task, hard_first=True)
+            best = max(best, other, key=lambda staged: staged.value)
+        if best.value < most and count <= APART:
+            other, solution = close_stage(self._fleet.copy(), task)
+            best = max(best, other, key=lambda staged: staged.value)
+            most = min(most, round(solution.value * (1 + solution.gap)))
+        return best, most
 
     def _solve(self, programme: Programme, rel_gap: float) -> Solution:
         return highs.solve(programme, self._rules.time_limit_s, rel_gap)

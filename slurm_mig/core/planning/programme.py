@@ -12,11 +12,15 @@ the nodes of pool p can have k instances of type t together C_ptk times:
                 sum_co l_o x_co <= S_ht, c in h                      for what hulls can spare
                 sum_co u_o x_co <= L_gk, c in g                      for each limit of a node group
                 sum_q floor(w_q / k) z_qp <= C_ptk                   for each pool, type and k > 1
+                sum_q r_qi z_qp <= R_pi                              (see below)
+                sum_co (a_o - a_stay) x_co <= G_pt                   (see below)
+                sum_q in g z_qp <= sum_t y_gt                        (see below)
                 z_qp = sum_n z_qn,  sum_q w_q z_qn <= sum_co a_o x_co, c in n     (see below)
                 0 <= y_gt <= m_t,  0 <= z_qp <= b_qp,  x, z whole numbers
 
-The last line is for the fine programme only: for parts that want several instances of a type, and
-each node n that could have them.
+z_qn is for the fine programme only: for parts that want several instances of a type, and each node
+n that could have them. The three lines before are for the close programme only, where each pool is
+one node: its CPUs and memory i, its slots' room, and no two shares of a job on it.
 
 docs/planner.md explains it.
 """
@@ -66,6 +70,8 @@ class Part(NamedTuple):
     known."""
     apart: tuple[tuple[int, ...], ...] = ()
     """By pool, the nodes among which it chooses, where that matters."""
+    load: tuple[int, ...] = ()
+    """CPUs and memory of each share, where pools are nodes."""
 
 
 class Group(NamedTuple):
@@ -89,6 +95,10 @@ class Programme:
     """By pool, type and number: how often nodes of the pool can have so many together."""
     limits: Mapping[tuple[int, int], int] = field(default_factory=dict)
     """By budget and limit: how much may be taken."""
+    free: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    """Where each pool is one node: by pool and kind of load, how much the node has."""
+    growth: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    """There too: by pool and type, for how many more the node's slots have room."""
 
 
 @dataclass
@@ -168,6 +178,7 @@ class _Building:
         self._supply_on: Rows = {}
         self._demand: Rows = {}
         self._demand_on: Rows = {}
+        self._load: Rows = {}
         self._there: Counter[tuple[int, int]] = Counter()
         """What is offered if nothing changes, by pool and type."""
         self._there_on: Counter[tuple[int, int]] = Counter()
@@ -187,6 +198,10 @@ class _Building:
             several = [(column, -n // number) for column, n in wanting if -n >= number]
             if several:
                 self.matrix.row(-INFINITE, most, several)
+        for key in sorted(self._load):
+            self.matrix.row(-INFINITE, self._programme.free[key], self._load[key])
+        for key in sorted(self._programme.growth.keys() & self._supply.keys()):
+            self.matrix.row(-INFINITE, self._programme.growth[key], self._supply[key])
         self._balance(self._demand_on, self._supply_on, self._there_on)
         self._balance(self._demand, self._supply, self._there)
 
@@ -221,7 +236,13 @@ class _Building:
         tiers = [self.matrix.column(-value, jobs, whole=not simple) for value, jobs in wanted.tiers]
         self.columns.y.append(tiers)
         most = sum(jobs for _, jobs in wanted.tiers)
-        self.columns.z.append([self._part(p, most * p.nodes, tiers) for p in wanted.parts])
+        shares = [self._part(p, most * p.nodes, tiers) for p in wanted.parts]
+        self.columns.z.append(shares)
+        if self._programme.free and not simple:
+            # No node has two shares of one job.
+            for pool in sorted({pool for mine in shares for pool in mine}):
+                here = [(mine[pool], 1) for mine in shares if pool in mine]
+                self.matrix.row(-INFINITE, 0, [*here, *((tier, -1) for tier in tiers)])
 
     def _part(self, part: Part, most: int, tiers: Sequence[int]) -> dict[int, int]:
         """The shares of one part by pool: as many as its jobs have together, `most` at most."""
@@ -235,6 +256,9 @@ class _Building:
         for pool, column in mine.items():
             for gres_type, count in part.wants:
                 self._demand.setdefault((pool, gres_type), []).append((column, -count))
+        for (pool, column), (n, load) in itertools.product(mine.items(), enumerate(part.load)):
+            if load:
+                self._load.setdefault((pool, n), []).append((column, load))
         for pool, nodes in zip(part.pools, part.apart, strict=False):
             here = [(node, self.matrix.column(0, most, whole=True)) for node in nodes]
             self.matrix.row(0, 0, [(mine[pool], -1), *((column, 1) for _, column in here)])

@@ -9,7 +9,8 @@ What serves nobody in the end stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from slurm_mig.core.planning.classes import Member, Problem, problem, refined
@@ -99,11 +100,48 @@ def stage(fleet: Fleet, task: Task, *, hard_first: bool = True) -> Staged:
     for unit in sorted(_chosen(fine, solution), key=lambda unit: (not unit.several, -unit.value)):
         if places.place(unit):
             found.served.append(unit)
-    mender = Mender(fleet, task.pools, fine, places)
-    found.left = mender.mend(_others(task.units, found.served), found.served)
-    for node in fleet.nodes:
-        _revert_wasted(node)
+    _finish(found, task, fine, places)
     return found
+
+
+def close_stage(fleet: Fleet, task: Task) -> tuple[Staged, Solution]:
+    """The close programme, in which every node is told apart, carried over to the fleet's nodes,
+    which it changes; and its solution, whose value bounds every plan too."""
+    found = Staged(fleet)
+    places = Places(fleet, task.pools)
+    close = problem(fleet, task.pools, task.units, task.weights, close=True)
+    solution = task.solve(close.programme, 0.0)
+    found.refused_by_hulls = _Assignment(fleet, close, solution).give()
+    places.refresh()
+    for unit, positions in _spread(close, solution):
+        if places.place_on(unit, positions):
+            found.served.append(unit)
+    _finish(found, task, close, places)
+    return found, solution
+
+
+def _finish(found: Staged, task: Task, of: Problem, places: Places) -> None:
+    """What has no place yet is tried on GPUs that may yet change; what serves nobody stays."""
+    mender = Mender(found.fleet, task.pools, of, places)
+    found.left = mender.mend(_others(task.units, found.served), found.served)
+    for node in found.fleet.nodes:
+        _revert_wasted(node)
+
+
+def _spread(of: Problem, solution: Solution) -> Iterator[tuple[Unit, list[list[int]]]]:
+    """The units that the close programme serves, with the nodes for each of their requests."""
+    for units, served, parts in zip(of.units, solution.served, solution.spread, strict=True):
+        left = [Counter(part) for part in parts]
+        for unit in units[:served]:
+            taken: set[int] = set()
+            positions = []
+            for request, shares in zip(unit.requests, left, strict=True):
+                # Where most shares are left first: then they last for all the units.
+                most = [at for at, n in shares.most_common() if n and at not in taken]
+                positions.append(most[: request.nodes])
+                shares.subtract(positions[-1])
+                taken.update(positions[-1])
+            yield unit, positions
 
 
 def _chosen(of: Problem, solution: Solution) -> list[Unit]:

@@ -68,6 +68,15 @@ class Pools:
         """The pools that jobs of the size may use."""
         return self.admitting.get(size.kind, ())
 
+    def single(self) -> Pools:
+        """The same with each node a pool of its own."""
+        admitting = {
+            kind: tuple(sorted(at for pool in pools for at in self.nodes[pool]))
+            for kind, pools in self.admitting.items()
+        }
+        positions = tuple(range(len(self.of_node)))
+        return Pools(positions, tuple((at,) for at in positions), admitting)
+
 
 class _Sizes:
     """Finds each request's size."""
