@@ -15,13 +15,20 @@ from tests.testbed.product import CONFIGURATION, ManagedCluster
 
 
 def group(rules: str) -> str:
-    """The configuration with these keys for the node's group."""
-    return CONFIGURATION + f"groups:\n  - {{nodes: a100-1, name: front, {rules}}}\n"
+    """The configuration with these keys for the first node's group; the other stays as it is."""
+    other = "  - {nodes: a100-2, reshape: false}\n"
+    return CONFIGURATION + f"groups:\n  - {{nodes: a100-1, name: front, {rules}}}\n{other}"
+
+
+def policy(rule: str) -> str:
+    """The configuration with one more line of policy, for the first node."""
+    return group("reshape: true").replace("policy:\n", f"policy:\n  {rule}\n")
 
 
 @pytest.fixture(scope="module")
 def one() -> Iterator[ManagedCluster]:
-    with ManagedCluster(nodes=(NodeSpec("a100-1", (A100,)),)) as cluster:
+    nodes = tuple(NodeSpec(name, (A100,)) for name in ("a100-1", "a100-2"))
+    with ManagedCluster(nodes=nodes) as cluster:
         cluster.enrol()
         yield cluster
 
@@ -37,12 +44,17 @@ def count(cluster: ManagedCluster, profile: str) -> int:
     return sum(i["profile"] == profile for _, i in cluster.instances("a100-1"))
 
 
+def said(cluster: ManagedCluster, words: str) -> None:
+    """All three say why: the plan, the status, and the cycle's sentence, which is logged."""
+    for command in ("plan", "status", "reconcile"):
+        text = " ".join(cluster.slurm_mig(command).stdout.split())
+        assert words in text, (command, text)
+
+
 def refused(cluster: ManagedCluster, words: str) -> None:
     """Nothing changes, and all three say why."""
     before = sorted(map(str, cluster.instances("a100-1")))
-    for command in ("plan", "status", "reconcile"):
-        said = cluster.slurm_mig(command).stdout
-        assert words in said, (command, said)
+    said(cluster, words)
     assert sorted(map(str, cluster.instances("a100-1"))) == before
 
 
@@ -78,3 +90,80 @@ def test_an_idle_gpu_gets_its_groups_baseline(site: ManagedCluster) -> None:
     assert "a100-1 reshaped" in said, said
     assert (count(site, "3g.20gb"), count(site, "2g.10gb")) == (1, 2)
     assert "nothing to do" in site.slurm_mig("reconcile").stdout
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("reshape: false", "a100-1: the site's groups say reshape: false"),
+        ("exclude_partitions: [main]", "a100-1: policy: jobs of partition main cause no reshape"),
+        ("min_wait_s: 3600", "waits less than min_wait_s (3600 s) so far"),
+        ("maximum: {7g.40gb: 0}", "group front has at most 0 7g.40gb, and has 0"),
+    ],
+)
+def test_a_groups_rule_refuses(site: ManagedCluster, rule: str, words: str) -> None:
+    site.configure(group(rule))
+    site.submit("sleep 0.2", "--gres=gpu:7g.40gb:1")
+    refused(site, words)
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("exclude_users: [alice]", "policy: jobs of user alice cause no reshape"),
+        ("exclude_partitions: [main]", "policy: jobs of partition main cause no reshape"),
+        ("min_wait_s: 3600", "waits less than min_wait_s (3600 s) so far"),
+    ],
+)
+def test_a_rule_for_all_nodes_refuses(site: ManagedCluster, rule: str, words: str) -> None:
+    site.configure(policy(rule))
+    site.submit("sleep 0.2", "--gres=gpu:7g.40gb:1")
+    refused(site, words)
+
+
+def test_a_gpu_that_was_reshaped_is_left_alone_for_a_while(site: ManagedCluster) -> None:
+    site.configure(group("cooldown_s: 0"))
+    first = site.submit("sleep 0.2", "--gres=gpu:4g.20gb:1")
+    site.slurm_mig("reconcile")
+    site.wait_job(first, "COMPLETED", "RUNNING")
+    site.configure(group("cooldown_s: 3600"))
+    site.submit("sleep 0.2", "--gres=gpu:7g.40gb:1")
+    refused(site, "GPU 0 was reshaped lately: cool-down for")
+
+
+def test_caps_and_budgets(site: ManagedCluster) -> None:
+    """Two jobs, each of which one of the nodes could serve."""
+    both = CONFIGURATION + "groups:\n  - {nodes: 'a100-[1-2]', name: front, %s}\n"
+    for text, words in (
+        (both % "max_nodes_in_transition: 1", "group front: 1 node(s) in transition at once"),
+        (both % "max_gpus_in_transition: 1", "group front: 1 GPU(s) in transition at once"),
+        (
+            CONFIGURATION.replace("policy:\n", "policy:\n  max_jobs_per_user: 1\n"),
+            "1 job(s) of user alice may cause changes at once",
+        ),
+    ):
+        site.configure(text)
+        jobs = [site.submit("sleep 60", "--gres=gpu:7g.40gb:1") for _ in range(2)]
+        said(site, words)
+        states = [site.job(job)["JobState"] for job in jobs]
+        assert sorted(states) in (["PENDING", "RUNNING"], ["PENDING", "PENDING"])
+        site.run("scancel", *map(str, jobs))
+        site.configure(both % "baseline: {1g.5gb: 7}, baseline_after_s: 1")
+        site.wait_for(lambda: ones(site), 30, "the baseline to be back")
+
+
+def ones(cluster: ManagedCluster) -> bool:
+    """A cycle, and whether both nodes have their baseline after it."""
+    cluster.slurm_mig("reconcile")
+    return all(len(list(cluster.instances(name))) == 7 for name in ("a100-1", "a100-2"))
+
+
+def test_a_group_may_not_withhold(site: ManagedCluster) -> None:
+    runs = site.submit("sleep 60", "--gres=gpu:1g.5gb:1", "-w", "a100-1")
+    site.wait_job(runs, "RUNNING")
+    site.configure(group("withhold_s: 0"))
+    site.submit("sleep 0.2", "--gres=gpu:7g.40gb:1")
+    refused(site, "no room for 7g.40gb: in use by job")
+    assert "is kept for it" not in site.slurm_mig("plan").stdout
+    site.configure(group("withhold_s: 3600"))
+    said(site, "GPU 0 of a100-1 is kept for it until")
