@@ -13,35 +13,23 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
-from slurm_mig.core.model import JobRequest
-from slurm_mig.core.planning.fleet import Fleet, Node
-from slurm_mig.core.planning.gpudraft import Draft
-from slurm_mig.core.planning.limits import Key
-from slurm_mig.core.planning.options import Offer, Option, OptionTable, State, table_of
+from slurm_mig.core.planning.fleet import Fleet
+from slurm_mig.core.planning.options import Offer, Option
+from slurm_mig.core.planning.parts import Parts
 from slurm_mig.core.planning.programme import GpuClass, Group, Part, Programme
+from slurm_mig.core.planning.tables import Tables
 from slurm_mig.core.planning.units import Pools, Size, Unit
 from slurm_mig.core.planning.weights import Weights
 
 Member = tuple[int, int, tuple[Option, ...]]
 """Position of the node, of its GPU, and the options in the order of the class's offers."""
 
-Beside = tuple[tuple[int, ...], tuple[int, ...], tuple[Key, ...]]
-"""What a node's hulls can spare of each type that they need, its slots have room for of each wanted
-type, and its group limits."""
-
-MOST = 16
-"""More instances of a type than any GPU can have."""
-
 FEW = 200
 """Up to so many nodes the fine programme says on which one each job that needs several instances
 goes; with more, it takes too long, and the second stage looks for nodes that have them together."""
-
-CLOSE = 64
-"""Up to so many nodes the programme knows how often each could bear a job's CPUs and memory; with
-more, it would have a part for every combination, and the second stage finds another node."""
 
 APART = 16
 """Up to so many nodes a programme that tells every node apart is solved when the other two leave a
@@ -71,107 +59,6 @@ class Problem:
         return bool(self.survey.crowded)
 
 
-class Tables:
-    """The options of every GPU for one list of wanted types, beside what hulls need."""
-
-    def __init__(
-        self,
-        types: tuple[str, ...],
-        weights: Weights,
-        guarded: tuple[str, ...] = (),
-        *,
-        tight: bool = False,
-    ) -> None:
-        self._tight = tight
-        self.types = types
-        self.guarded = guarded
-        self._weights = weights
-        self._of_shape: dict[int, OptionTable] = {}
-        self._number = {t: n for n, t in enumerate(types)}
-        self._guard = {t: n for n, t in enumerate(guarded)}
-        self._wanted: dict[frozenset[Hashable], list[tuple[int, str, int]]] = {}
-        self._known: dict[object, tuple[Option, ...]] = {}
-
-    def of_node(self, node: Node) -> list[tuple[Option, ...]]:
-        """The options of each of its GPUs, in their order."""
-        limited = node.budget.keys if node.budget and self._tight else ()
-        beside = self.spares(node), self._growth(node), limited
-        return [self._options(draft, beside) for draft in node.drafts]
-
-    def _growth(self, node: Node) -> tuple[int, ...]:
-        if not self._tight:
-            return ()
-        wanted = self._wanted.get(node.kinds)
-        if wanted is None:
-            shapes = [draft.shape for draft in node.drafts]
-            wanted = [
-                (n, t, max(shape.of_profile.get(t, 0).bit_count() for shape in shapes))
-                for n, t in enumerate(self.types)
-                if t in node.possible
-            ]
-            self._wanted[node.kinds] = wanted
-        found = [0] * len(self.types)
-        for n, gres_type, most in wanted:
-            # No more than its GPUs could ever use, so that more nodes are alike.
-            found[n] = max(0, min(most, node.growth(gres_type)))
-        return tuple(found)
-
-    def spares(self, node: Node) -> tuple[int, ...]:
-        """What a GPU may lose of each type; -1 where no hull of the node needs any.
-
-        No GPU's loss is made up for by what another one of the node gains: a change must be
-        possible by itself.
-        """
-        found = [-1] * len(self.guarded)
-        for gres_type in node.holes if self.guarded else ():
-            spare = node.spare(gres_type) or 0
-            found[self._guard[gres_type]] = max(0, min(MOST, spare))
-        return tuple(found)
-
-    def _options(self, draft: Draft, beside: Beside) -> tuple[Option, ...]:
-        if draft.target is not None:
-            return self._worked_out(draft, beside)
-        key = (draft.alike, draft.busy | draft.claimed, draft.idle, draft.whole_busy, beside)
-        found = self._known.get(key)
-        if found is None:
-            found = self._known[key] = self._worked_out(draft, beside)
-        return found
-
-    def _worked_out(self, draft: Draft, beside: Beside) -> tuple[Option, ...]:
-        table = self._of_shape.get(id(draft.shape))
-        if table is None:
-            table = table_of(draft.shape, self.types, self.guarded, self._weights)
-            self._of_shape[id(draft.shape)] = table
-        if draft.target is None and draft.gpu.mig and not draft.switchable:
-            idle, growth, limits = draft.idle, beside[1], len(beside[2])
-            if draft.frozen or not table.creatable(draft.fixed, idle, growth):
-                return table.alone(idle, limits)
-        return table.of(_state(draft, table, beside, self._number.get(draft.whole_type, -1)))
-
-
-def _state(draft: Draft, table: OptionTable, beside: Beside, whole: int) -> State:
-    """A GPU as its options see it. One that the plan changes already changes no more."""
-    fixed, idle, done = draft.busy | draft.claimed, draft.idle, draft.target
-    if done is not None:
-        fixed |= draft.taken
-        idle = (idle & ~done.destroyed) | (done.created & ~draft.taken)
-    mig = draft.mig_after
-    return State(
-        fixed,
-        idle,
-        draft.baseline,
-        mig,
-        whole,
-        not mig and not draft.whole_busy,
-        draft.switchable,
-        draft.gpu.mode_needs_reset,
-        bool(draft.frozen) or done is not None,
-        table.clipped(idle, beside[0]),
-        table.room(beside[1]),
-        beside[2],
-    )
-
-
 def problem(
     fleet: Fleet,
     pools: Pools,
@@ -197,7 +84,7 @@ def problem(
     several = sorted({(types.index(t), n) for size in sizes for t, n in size.gpus if n > 1})
     survey = _Survey(fleet, tables, sorted({t for t, _ in several}))
     near = fine and len(fleet.nodes) <= FEW
-    parts = _Parts(fleet, pools, types, survey.most, tight=tight, fine=near, close=close)
+    parts = Parts(fleet, pools, types, survey.most, tight=tight, fine=near, close=close)
     groups = _grouped(parts, units)
     wanted = tuple(Group(parts, _tiers(found, parts)) for parts, found in groups.items())
     together = {
@@ -241,7 +128,7 @@ def refined(coarse: Problem, fleet: Fleet, pools: Pools, weights: Weights) -> Pr
     return replace(coarse, programme=programme, members=members)
 
 
-def _grouped(parts_of: _Parts, units: Sequence[Unit]) -> dict[tuple[Part, ...], list[Unit]]:
+def _grouped(parts_of: Parts, units: Sequence[Unit]) -> dict[tuple[Part, ...], list[Unit]]:
     """Units that could be served at all, by what they ask for; the most valuable first."""
     lists: dict[tuple[Size, ...], list[Unit] | None] = {}
     groups: dict[tuple[Part, ...], list[Unit]] = {}
@@ -406,96 +293,3 @@ def _most_lost(losses: Sequence[frozenset[int]], limit: int) -> int:
             step |= reached << loss
         reached = step & (2 << max(limit, 0)) - 1
     return reached.bit_length() - 1
-
-
-class _Parts:
-    """Requests as the programme sees them; each kind of request is worked out once."""
-
-    def __init__(
-        self,
-        fleet: Fleet,
-        pools: Pools,
-        types: Sequence[str],
-        most: Sequence[Sequence[int]],
-        *,
-        tight: bool,
-        fine: bool,
-        close: bool,
-    ) -> None:
-        self._fine = fine
-        self._loaded = close
-        self._fleet = fleet
-        self._pools = pools
-        self._number = {t: n for n, t in enumerate(types)}
-        self._most = most
-        self._tight = tight
-        self._close = tight and len(fleet.nodes) <= CLOSE
-        self._known: dict[object, Part] = {}
-        self._often: dict[object, int] = {}
-        self._having: dict[object, list[int]] = {}
-
-    def of(self, sizes: Sequence[Size]) -> tuple[Part, ...]:
-        return tuple(map(self._part, sizes))
-
-    def _part(self, size: Size) -> Part:
-        request = size.example
-        wants = tuple(sorted((self._number[t], n) for t, n in size.gpus))
-        load = (request.cpus, request.memory_mib) if self._close else ()
-        key = (size.kind, wants, request.nodes, load)
-        found = self._known.get(key)
-        if found is None:
-            found = self._known[key] = self._made(size, wants)
-        return found
-
-    def _made(self, size: Size, wants: tuple[tuple[int, int], ...]) -> Part:
-        request = size.example
-        load = (request.cpus, request.memory_mib) if self._close else ()
-        often: dict[int, int] = {}
-        for pool in self._pools.eligible(size):
-            key = (pool, wants, load)
-            times = self._often.get(key)
-            if times is None:
-                times = self._often[key] = self._in_pool(pool, request, wants)
-            if times:
-                often[pool] = times
-        most = tuple(often.values()) if self._tight else ()
-        apart: tuple[tuple[int, ...], ...] = ()
-        if self._fine and any(n > 1 for _, n in wants):
-            apart = tuple(
-                tuple(at for at in self._pools.nodes[pool] if self._times(at, request, wants))
-                for pool in often
-            )
-        loads = (request.cpus, request.memory_mib) if self._loaded else ()
-        return Part(wants, request.nodes, tuple(often), most, apart, loads)
-
-    def _in_pool(self, pool: int, request: JobRequest, wants: tuple[tuple[int, int], ...]) -> int:
-        """How often the nodes of a pool could have the request at most."""
-        if self._tight:
-            return sum(self._times(at, request, wants) for at in self._able(pool, wants))
-        positions = self._pools.nodes[pool]
-        return min(sum(self._most[at][t] for at in positions) // n for t, n in wants)
-
-    def _able(self, pool: int, wants: tuple[tuple[int, int], ...]) -> Sequence[int]:
-        """The nodes of a pool that could have it at all."""
-        found = self._having.get((pool, wants))
-        if found is None:
-            found = self._having[pool, wants] = [
-                at
-                for at in self._pools.nodes[pool]
-                if all(self._most[at][t] >= n for t, n in wants)
-            ]
-        return found
-
-    def _times(self, at: int, request: JobRequest, wants: tuple[tuple[int, int], ...]) -> int:
-        """How often one node could have the request, with nothing else on it."""
-        most, times = self._most[at], 1 << 20
-        for t, n in wants:
-            times = min(times, most[t] // n)
-        if not self._close or not times:
-            return times
-        node = self._fleet.nodes[at]
-        if request.cpus:
-            times = min(times, node.cpus // request.cpus)
-        if request.memory_mib:
-            times = min(times, node.memory_mib // request.memory_mib)
-        return max(0, times)

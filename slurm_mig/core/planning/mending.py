@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from slurm_mig.core.model import JobRequest
-from slurm_mig.core.planning.classes import Problem, Tables
+from slurm_mig.core.planning.classes import Problem
 from slurm_mig.core.planning.fleet import Fleet, Node
 from slurm_mig.core.planning.options import Option
 from slurm_mig.core.planning.placing import Places
+from slurm_mig.core.planning.tables import Tables
 from slurm_mig.core.planning.units import Pools, Size, Unit
 from slurm_mig.errors import ArrangementError
 

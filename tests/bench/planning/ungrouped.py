@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from slurm_mig.core.planning.classes import Tables
 from slurm_mig.core.planning.fleet import Fleet, Node
 from slurm_mig.core.planning.gpudraft import Draft
 from slurm_mig.core.planning.highs import run
 from slurm_mig.core.planning.programme import Entries, Matrix
+from slurm_mig.core.planning.tables import Tables
 from slurm_mig.core.planning.units import Pools, Unit
 from slurm_mig.core.planning.weights import Weights
 
