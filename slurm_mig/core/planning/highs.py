@@ -28,9 +28,15 @@ cluster, measured) has nothing to find. The programme has no superfluous rows an
 and solving smaller programmes beside it takes longer than it saves (measured from 80 to 8000 GPUs).
 """
 
-PRIMAL: dict[str, Any] = {**COMMON, "presolve": "off", "simplex_strategy": 4}
+PRIMAL: dict[str, Any] = {
+    **COMMON,
+    "presolve": "off",
+    "simplex_strategy": 4,
+    "primal_simplex_bound_perturbation_multiplier": 0.0,
+}
 """For the relaxation. To change nothing is its first vertex, from where the primal method goes on.
-"""
+Bounds are whole, and so are most vertices: perturbed ones only have to be mended afterwards (a
+fifth of the time, measured over 60 clusters)."""
 
 VERTICES, SMALL = 8, 400
 """So many are looked at before HiGHS's own search for whole numbers begins, where there are no more
