@@ -32,10 +32,9 @@ from slurm_mig.core.model import (
     NodeView,
     Patience,
     Plan,
-    Refusal,
     SlurmNode,
 )
-from slurm_mig.core.planning import plan as planner
+from slurm_mig.core.question import Question
 from slurm_mig.core.records import CycleReport, ManagedNode, NodeFacts, Phase, Transaction
 from slurm_mig.core.silence import Silences
 from slurm_mig.errors import SlurmMigError, UsageError
@@ -192,23 +191,28 @@ class Reconciler:
 
     def plan(self, seen: Observation) -> Plan:
         """What the cycle would do with what it sees, after policy."""
+        question = self.question(seen)
+        rules = replace(self._rules, paused=self._paused())
+        wanted = question.answer()
+        waiting, managed = demand.waiting(question.requests), self._store.managed()
+        return policy.review(wanted, waiting, managed, rules, question.now, self._unserved_since())
+
+    def question(self, seen: Observation) -> Question:
+        """What the planner is asked in this cycle."""
         now, since, managed = self._clock.now(), self._unserved_since(), self._store.managed()
         rules = replace(self._rules, paused=self._paused())
-        waiting = [
-            self._patient(r, seen, _unserved_s(since, r.job_id, now))
-            for r in demand.waiting(seen.requests)
+        requests = [
+            self._patient(r, seen, _unserved_s(since, r.job_id, now)) for r in seen.requests
         ]
-        blocked = demand.blocked(seen.requests)
-        later = [r for r in seen.requests if r.job_id in blocked]
-        preempting = demand.by_preemption(waiting, seen.views, now)
-        waiting = [r for r in waiting if r.job_id not in preempting]
         baselines = rules.baselines(managed, seen.views)
-        limits = rules.rules(managed, now, _week_s(now))
-        wanted = planner.plan(seen.views, waiting, baselines.layouts, limits, now, later)
-        wanted = replace(wanted, notes=(*wanted.notes, *baselines.notes))
-        plan = policy.review(wanted, waiting, managed, rules, now, since)
-        left = (Refusal(job, reason) for job, reason in preempting.items())
-        return replace(plan, refusals=(*plan.refusals, *left))
+        return Question(
+            seen.views,
+            tuple(requests),
+            baselines.layouts,
+            rules.rules(managed, now, _week_s(now)),
+            now,
+            tuple(baselines.notes),
+        )
 
     def _patient(self, request: JobRequest, seen: Observation, unserved_s: float) -> JobRequest:
         """With what may be done for it; one that a fence waits for already gets no other place."""

@@ -10,7 +10,7 @@ import click
 
 from slurm_mig import config
 from slurm_mig.commands.options import CONFIG_OPTION
-from slurm_mig.core import demand, snapshot
+from slurm_mig.core import snapshot
 from slurm_mig.core.model import NodeView, Plan
 from slurm_mig.errors import ConfigError
 
@@ -26,15 +26,19 @@ def record(config_path: Path, nodes_path: Path, jobs_path: Path, *, anonymous: b
     """Record the managed nodes and the queue, so that the same plan can be made elsewhere:
     `slurm-mig plan --nodes FILE --jobs FILE`. Changes nothing else."""
     from slurm_mig.adapters.atomic import write_atomic
-    from slurm_mig.adapters.system import RealClock
     from slurm_mig.assembly import Assembly
+    from slurm_mig.core.recordedrules import recorded
 
     assembly = Assembly.of(config.load(config_path))
+    reconciler = assembly.reconciler()
     with assembly.nodes:
-        seen = assembly.reconciler().observe()
-    baselines = {name: node.baseline for name, node in assembly.store.managed().items()}
-    nodes = snapshot.Nodes(RealClock().now(), seen.views, baselines)
-    jobs = snapshot.Jobs(seen.requests)
+        asked = reconciler.question(reconciler.observe())
+    baselines = {
+        name: {gpu: tuple(sorted(layout)) for gpu, layout in layouts.items()}
+        for name, layouts in asked.baselines.items()
+    }
+    nodes = snapshot.Nodes(asked.now, asked.views, baselines, recorded(asked.rules))
+    jobs = snapshot.Jobs(asked.requests)
     if anonymous:
         nodes, jobs = snapshot.anonymous(nodes, jobs)
     for path, value in ((nodes_path, nodes), (jobs_path, jobs)):
@@ -45,27 +49,27 @@ def record(config_path: Path, nodes_path: Path, jobs_path: Path, *, anonymous: b
 def hypothetical(
     config_path: Path | None, nodes_path: Path, jobs_path: Path
 ) -> tuple[Plan, tuple[NodeView, ...]]:
-    """The plan for recorded nodes and jobs, by the rules of a configuration or the defaults.
+    """The plan for recorded nodes and jobs, by the rules recorded with them, those of a
+    configuration instead, or the defaults.
 
     Raises ConfigError for a file that cannot be read or does not hold what it should.
     """
-    from slurm_mig.core.planning.plan import plan
     from slurm_mig.core.planning.rules import Rules
+    from slurm_mig.core.question import Question
+    from slurm_mig.core.recordedrules import rules_of
 
-    rules = Rules()
+    nodes = snapshot.nodes_of(_read(nodes_path), str(nodes_path))
+    jobs = snapshot.jobs_of(_read(jobs_path), str(jobs_path))
+    rules = rules_of(nodes.rules) if nodes.rules else Rules()
     if config_path is not None:
         from slurm_mig.assembly import planning_rules
 
         rules = planning_rules(config.load(config_path))
-    nodes = snapshot.nodes_of(_read(nodes_path), str(nodes_path))
-    jobs = snapshot.jobs_of(_read(jobs_path), str(jobs_path))
     baselines = {
         name: {gpu: frozenset(layout) for gpu, layout in layouts.items()}
         for name, layouts in nodes.baselines.items()
     }
-    waiting, blocked = demand.waiting(jobs.jobs), demand.blocked(jobs.jobs)
-    later = [r for r in jobs.jobs if r.job_id in blocked]
-    return plan(nodes.nodes, waiting, baselines, rules, nodes.time, later), nodes.nodes
+    return Question(nodes.nodes, jobs.jobs, baselines, rules, nodes.time).answer(), nodes.nodes
 
 
 def _read(path: Path) -> Any:

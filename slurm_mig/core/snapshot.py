@@ -11,6 +11,7 @@ from typing import Any
 
 from slurm_mig.core.codec import decode, encode
 from slurm_mig.core.model import Device, Gpu, JobRequest, NodeView, Placement
+from slurm_mig.core.recordedrules import RecordedRules, renamed
 
 VERSION = 1
 
@@ -23,6 +24,8 @@ class Nodes:
     """In seconds since the epoch."""
     nodes: tuple[NodeView, ...]
     baselines: Mapping[str, Mapping[int, tuple[Placement, ...]]] = field(default_factory=dict)
+    rules: RecordedRules | None = None
+    """What the site wanted of a plan then; None: the defaults."""
     version: int = VERSION
 
 
@@ -56,8 +59,10 @@ def anonymous(nodes: Nodes, jobs: Jobs) -> tuple[Nodes, Jobs]:
     names = _Names()
     views = tuple(_view(view, names) for view in nodes.nodes)
     baselines = {names.of("node", n): layouts for n, layouts in nodes.baselines.items()}
+    rules = renamed(nodes.rules, names.of) if nodes.rules else None
     requests = tuple(_request(request, names) for request in jobs.jobs)
-    return replace(nodes, nodes=views, baselines=baselines), replace(jobs, jobs=requests)
+    hidden = replace(nodes, nodes=views, baselines=baselines, rules=rules)
+    return hidden, replace(jobs, jobs=requests)
 
 
 class _Names:

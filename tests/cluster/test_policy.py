@@ -67,6 +67,10 @@ def test_a_minimum_and_a_maximum(site: ManagedCluster) -> None:
     site.configure(group("minimum: {1g.5gb: 3}, maximum: {3g.20gb: 1}"))
     wants = site.submit("sleep 0.2", "--gres=gpu:7g.40gb:1")
     refused(site, "group front keeps at least 3 1g.5gb, and has 7")
+    files = ("--nodes", "/tmp/nodes.json", "--jobs", "/tmp/jobs.json")
+    site.slurm_mig("snapshot", *files, "--anonymous")
+    elsewhere = site.slurm_mig("plan", *files).stdout
+    assert "keeps at least 3 1g.5gb, and has 7" in elsewhere, "the rules are in the snapshot"
     site.run("scancel", str(wants))
     first, second = (site.submit("sleep 60", "--gres=gpu:3g.20gb:1") for _ in range(2))
     site.slurm_mig("reconcile")

@@ -14,7 +14,8 @@ from slurm_mig.core.model import Allocation, JobRequest, NodeView, Plan
 from slurm_mig.core.planning.plan import plan
 from slurm_mig.core.planning.rules import Rules
 from slurm_mig.core.planning.weights import Weights
-from slurm_mig.core.policy import Policy, review
+from slurm_mig.core.policy import GroupRules, Policy, review
+from slurm_mig.core.recordedrules import recorded, rules_of
 from slurm_mig.core.records import ManagedNode
 from tests.bench.planning.replay import impossible
 from tests.bench.planning.sample import sample
@@ -205,6 +206,48 @@ def test_the_same_plan_from_a_snapshot_with_and_without_names() -> None:
     assert hidden.quality == made.quality
     shown = json.dumps([snapshot.plain(hidden_nodes), snapshot.plain(hidden_jobs)])
     assert not [word for word in ('"n0"', "someone", "nvme", '"main"', "MIG-") if word in shown]
+
+
+def test_a_snapshot_has_the_sites_rules_too() -> None:
+    """Every rule, there and back; without names the same jobs are served and refused."""
+    views = [node([gpu(A100, 0, *ones())], name=name) for name in ("n1", "n2", "n3")]
+    wants = [job(n, {"3g.20gb": 1}, user="eve", account="physics") for n in range(1, 9)]
+    front = GroupRules(
+        "front",
+        least={"1g.5gb": 3},
+        most={"3g.20gb": 1},
+        withhold_s=9,
+        exclude_users=frozenset({"x"}),
+    )
+    policy = Policy(
+        cooldown_s=50,
+        baseline_after_s=5,
+        of_group={"n1": front, "n2": front},
+        paused={"n3": "paused by root"},
+        free_for="baseline",
+        planning=Rules(per_user=5, soon_s=7, excluded_partitions=frozenset({"debug"})),
+    )
+    managed = {
+        v.name: replace(ManagedNode(v.name, {}, v.slots, ()), reshaped={0: at})
+        for v, at in zip(views, (995.0, 900.0, 900.0), strict=True)
+    }
+    rules = policy.rules(managed, 1000.0)
+    nodes = snapshot.Nodes(1000.0, tuple(views), {}, recorded(rules))
+    jobs = snapshot.Jobs(tuple(wants))
+    again = snapshot.nodes_of(json.loads(json.dumps(snapshot.plain(nodes))), "nodes")
+    assert again == nodes
+    assert again.rules
+    assert rules_of(again.rules) == rules
+    made = plan(views, wants, {}, rules)
+    assert made.changes
+    assert made == plan(views, wants, {}, rules_of(again.rules))
+    hidden, hidden_jobs = snapshot.anonymous(nodes, jobs)
+    assert hidden.rules
+    other = plan(hidden.nodes, hidden_jobs.jobs, {}, rules_of(hidden.rules))
+    assert served(other) == served(made)
+    assert {r.job_id for r in other.refusals} == {r.job_id for r in made.refusals}
+    shown = json.dumps(snapshot.plain(hidden))
+    assert not [word for word in ("front", "root", "debug", '"n1"', '"x"') if word in shown]
 
 
 def test_weights_are_the_sites() -> None:

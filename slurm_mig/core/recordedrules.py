@@ -1,0 +1,147 @@
+"""The planner's rules at one moment, as they are kept in a snapshot. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from slurm_mig.core.planning.limits import Limits
+from slurm_mig.core.planning.rules import Rules
+from slurm_mig.core.planning.weights import Weights
+
+Rename = Callable[[str, str], str]
+"""From a kind of name (`node`, `user`, `account`, `partition`, `group`) and a name to another."""
+
+
+@dataclass(frozen=True)
+class NodeRules:
+    """What holds for one node."""
+
+    frozen: str = ""
+    """Why nothing may change there; empty: something may."""
+    frozen_gpus: Mapping[int, str] = field(default_factory=dict)
+    limits: str = ""
+    """The group whose limits count; empty: none."""
+    only_baseline: bool = False
+    patience: tuple[float, ...] = ()
+    """Seconds of withholding, and of a fence; empty: as the jobs have it."""
+    exclude_users: frozenset[str] = frozenset()
+    exclude_partitions: frozenset[str] = frozenset()
+    to_baseline: tuple[int, ...] = ()
+    """GPUs that get their baseline back if nobody uses them."""
+
+
+@dataclass(frozen=True)
+class RecordedRules:
+    """What holds everywhere, and by node."""
+
+    weights: Weights = field(default_factory=Weights)
+    time_limit_s: float = 10.0
+    soon_s: float = 0.0
+    per_user: int = 0
+    per_account: int = 0
+    withhold_jobs: int = 4
+    exclude_users: frozenset[str] = frozenset()
+    exclude_partitions: frozenset[str] = frozenset()
+    limits: Mapping[str, Limits] = field(default_factory=dict)
+    """By group."""
+    nodes: Mapping[str, NodeRules] = field(default_factory=dict)
+
+
+def recorded(rules: Rules) -> RecordedRules:
+    """The rules for a file."""
+    gpus = {*rules.frozen_gpus, *rules.to_baseline}
+    names = {*rules.frozen, *rules.limits, *rules.only_baseline, *rules.patience, *rules.barred}
+    groups = {id(limits): f"{n}" for n, limits in enumerate(_distinct(rules.limits.values()), 1)}
+    return RecordedRules(
+        rules.weights,
+        rules.time_limit_s,
+        rules.soon_s,
+        rules.per_user,
+        rules.per_account,
+        rules.withhold_jobs,
+        rules.excluded_users,
+        rules.excluded_partitions,
+        {groups[id(limits)]: limits for limits in _distinct(rules.limits.values())},
+        {name: _of_node(rules, name, groups) for name in sorted(names | {n for n, _ in gpus})},
+    )
+
+
+def _distinct(limits: Iterable[Limits]) -> list[Limits]:
+    """One object for each group."""
+    return list({id(mine): mine for mine in limits}.values())
+
+
+def _of_node(rules: Rules, name: str, groups: Mapping[int, str]) -> NodeRules:
+    users, partitions = rules.barred.get(name, (frozenset[str](), frozenset[str]()))
+    return NodeRules(
+        rules.frozen.get(name, ""),
+        {gpu: why for (node, gpu), why in rules.frozen_gpus.items() if node == name},
+        groups[id(rules.limits[name])] if name in rules.limits else "",
+        name in rules.only_baseline,
+        rules.patience.get(name, ()),
+        users,
+        partitions,
+        tuple(sorted(gpu for node, gpu in rules.to_baseline if node == name)),
+    )
+
+
+def rules_of(kept: RecordedRules) -> Rules:
+    """The rules as the planner has them. A group that is not there has no limits."""
+    nodes = kept.nodes
+    return Rules(
+        kept.weights,
+        kept.time_limit_s,
+        kept.soon_s,
+        kept.per_user,
+        kept.per_account,
+        kept.withhold_jobs,
+        {name: mine.frozen for name, mine in nodes.items() if mine.frozen},
+        {(name, gpu): why for name, mine in nodes.items() for gpu, why in mine.frozen_gpus.items()},
+        {n: kept.limits[mine.limits] for n, mine in nodes.items() if mine.limits in kept.limits},
+        frozenset(name for name, mine in nodes.items() if mine.only_baseline),
+        {n: (m.patience[0], m.patience[-1]) for n, m in nodes.items() if m.patience},
+        {
+            name: (mine.exclude_users, mine.exclude_partitions)
+            for name, mine in nodes.items()
+            if mine.exclude_users or mine.exclude_partitions
+        },
+        frozenset((name, gpu) for name, mine in nodes.items() for gpu in mine.to_baseline),
+        kept.exclude_users,
+        kept.exclude_partitions,
+    )
+
+
+def renamed(kept: RecordedRules, rename: Rename) -> RecordedRules:
+    """The same without the site's names and words."""
+
+    def all_of(kind: str, names: Iterable[str]) -> frozenset[str]:
+        return frozenset(rename(kind, name) for name in sorted(names))
+
+    return RecordedRules(
+        kept.weights,
+        kept.time_limit_s,
+        kept.soon_s,
+        kept.per_user,
+        kept.per_account,
+        kept.withhold_jobs,
+        all_of("user", kept.exclude_users),
+        all_of("partition", kept.exclude_partitions),
+        {
+            n: Limits(rename("group", mine.group), mine.least, mine.most)
+            for n, mine in kept.limits.items()
+        },
+        {
+            rename("node", name): NodeRules(
+                "stays as it is" if mine.frozen else "",
+                dict.fromkeys(mine.frozen_gpus, "stays as it is"),
+                mine.limits,
+                mine.only_baseline,
+                mine.patience,
+                all_of("user", mine.exclude_users),
+                all_of("partition", mine.exclude_partitions),
+                mine.to_baseline,
+            )
+            for name, mine in kept.nodes.items()
+        },
+    )
