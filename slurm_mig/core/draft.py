@@ -162,12 +162,17 @@ class NodeDraft:
                 if (gpu.index, None) not in busy:
                     yield self._whole(gpu)
                 continue
+            parted = bool(self.splits or gpu.split)
             for placement in sorted(self.target(gpu) - gpu.foreign):
-                if (gpu.index, placement) not in self.withheld:
+                if (gpu.index, placement) in self.withheld:
+                    continue
+                if parted:
                     yield from self._offered(gpu, placement, busy)
+                elif (gpu.index, placement) not in busy:
+                    yield slots.planned_device(gpu.index, placement)
 
     def _offered(self, gpu: Gpu, placement: Placement, busy: set[Place]) -> Iterator[Device]:
-        """The devices of a GPU instance but the busy ones."""
+        """The devices of a GPU instance but the busy ones, where some have parts."""
         instance = next((i for i in gpu.instances if i.placement == placement), None)
         split = self.splits.get((gpu.index, placement))
         if split is not None or instance is None:

@@ -250,6 +250,17 @@ def test_a_snapshot_has_the_sites_rules_too() -> None:
     assert not [word for word in ("front", "root", "debug", '"n1"', '"x"') if word in shown]
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_two_nodes_alike_the_one_that_registers_once(order: int) -> None:
+    """On both a 3g job runs beside idle 1g instances; on one of them they are its only ones."""
+    busy = gpu(A100, 1, at("3g.20gb", 0))
+    last = node([gpu(A100, 0, *ones()), busy], {9: [7]}, name="last")
+    others = node([gpu(A100, 0, *ones()), busy, gpu(A100, 2, *ones())], {9: [14]}, name="others")
+    assert [v.slots[min(v.busy)].type for v in (last, others)] == ["3g.20gb", "3g.20gb"]
+    made = plan([last, others][::order], [job(1, {"7g.40gb": 1})])
+    assert [change.node for change in made.changes] == ["others"]
+
+
 def test_weights_are_the_sites() -> None:
     """A change that costs more than the job is worth is not made."""
     view = node([gpu(A100, 0, *ones())])

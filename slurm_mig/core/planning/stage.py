@@ -180,6 +180,8 @@ class _Assignment:
         free = [m for m in members if self._nodes[m[0]].drafts[m[1]].target is None]
         if free and any(free[0][2][option].loss):
             free.sort(key=lambda m: -_room(self._nodes[m[0]], m, option))
+        else:
+            free = _once_first(self._nodes, free, option, count)
         for at, position, options in free:
             if not count:
                 break
@@ -189,6 +191,34 @@ class _Assignment:
                 self._touched.setdefault(at, []).append(position)
                 count -= 1
         return count
+
+
+def _once_first(
+    nodes: Sequence[Node], members: Sequence[Member], number: int, enough: int
+) -> list[Member]:
+    """The members for which the option takes one registration, then those for which it takes two;
+    no more are looked at than needed."""
+    once: list[Member] = []
+    twice: list[Member] = []
+    for n, member in enumerate(members):
+        if len(once) >= enough:
+            return [*once, *members[n:], *twice]
+        (twice if _vanishes(nodes[member[0]], member, number) else once).append(member)
+    return [*once, *twice]
+
+
+def _vanishes(node: Node, member: Member, number: int) -> bool:
+    """A type goes from the node while jobs use others: slurmctld takes that in two registrations
+    (docs/concepts.md)."""
+    _, position, options = member
+    if not node.spans or not options[number].destroyed:
+        return False
+    shape = node.drafts[position].shape
+    created = shape.counts(options[number].created)
+    return any(
+        node.idle_of[t] == n and t not in node.room and t not in created
+        for t, n in shape.counts(options[number].destroyed).items()
+    )
 
 
 def _room(node: Node, member: Member, number: int) -> int:
