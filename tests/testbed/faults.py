@@ -82,19 +82,22 @@ SLURMCTLD = (
     Fault("slurmctld hangs", f"sh {FAULTS}/slow 14"),
 )
 
+SUPERVISED = f"kill -0 {SLURMD} 2>/dev/null || {ON_NODE} start-slurmd $NODE"
+"""What systemd does of itself: a slurmd that has ended is started again, where nobody has yet."""
+
 SLURMDS = (
-    Fault("slurmd killed", f"kill -9 {SLURMD}"),
+    Fault("slurmd killed", f"kill -9 {SLURMD}", SUPERVISED),
     Fault(
         "slurmd does not come back",
         f"kill -9 {SLURMD}; {ON_NODE} mount --bind {FAULTS}/no-slurmd /usr/sbin/slurmd",
-        f"{ON_NODE} umount /usr/sbin/slurmd",
+        f"{ON_NODE} umount /usr/sbin/slurmd; {SUPERVISED}",
     ),
     Fault(
         "slurmd comes back late",
         f"kill -9 {SLURMD}; {ON_NODE} mount --bind {FAULTS}/late-slurmd /usr/sbin/slurmd",
-        f"{ON_NODE} umount /usr/sbin/slurmd",
+        f"{ON_NODE} umount /usr/sbin/slurmd; {SUPERVISED}",
     ),
-    Fault("slurmd hangs", f"kill -STOP {SLURMD}", f"kill -CONT {SLURMD} || true"),
+    Fault("slurmd hangs", f"kill -STOP {SLURMD}", f"kill -CONT {SLURMD} || true; {SUPERVISED}"),
     Fault("an old gres.conf comes back", f"cp {FAULTS}/old-gres.conf {GRES_CONF}"),
 )
 
