@@ -247,6 +247,8 @@ class Soak:
         self.counts["faults"] += 1
         self.counts[f"fault: {action.fault.name}"] += 1
         if action.fault.name == "the node reboots":
+            # Slurm holds a suspended job that it puts back into the queue (docs/facts.md).
+            self.resume_jobs()
             self.excused |= self.on_node(action.node)
             self.watch.requeued |= self.on_node(action.node)
         self.strike(action.fault, action.node)
