@@ -27,13 +27,9 @@ C = TypeVar("C", bound=Callable[..., Any])
 DEFAULT_LAYOUTS = "/etc/slurm/mig-layouts.yaml"
 
 
-def where_options(command: C) -> C:
+def here_options(command: C) -> C:
     """The options that every verb about GPUs has."""
     for option in (
-        click.option(
-            "--node", "node", metavar="NODE",
-            help="Ask this node, from the controller, instead of the machine we are on.",
-        ),
         click.option("--name", help="This node's NodeName; by default its short host name."),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
         click.option(
@@ -44,6 +40,15 @@ def where_options(command: C) -> C:
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+def where_options(command: C) -> C:
+    """And those of the verbs that the controller can ask a node for."""
+    node = click.option(
+        "--node", "node", metavar="NODE",
+        help="Ask this node, from the controller, instead of the machine we are on.",
+    )  # fmt: skip
+    return here_options(node(command))
 
 
 FILE_OPTION = click.option(
@@ -194,27 +199,30 @@ def check(**where: Any) -> None:
 @click.command()
 @click.option("--wait", "wait_s", type=click.FloatRange(min=0), default=60.0, show_default=True,
               help="Seconds to wait for the driver.")  # fmt: skip
-@where_options
-def restore(wait_s: float, **where: Any) -> None:
+@here_options
+def restore(wait_s: float, name: str | None, as_json: bool, config_path: Path) -> None:  # noqa: FBT001
     """After a boot: the GPUs as they were recorded, before slurmd starts."""
     from slurm_mig.adapters.bootrecord import BootRecord
     from slurm_mig.adapters.managedhere import managed_here
     from slurm_mig.adapters.system import RealClock, require_root
     from slurm_mig.exporting import keep_cdi
+    from slurm_mig.gpuverbs import Answer, printable
     from slurm_mig.node import NodeAgent
     from slurm_mig.restore import Restorer, started
 
     require_root("restore")
-    settings, name = _settings(where["config_path"]), _name(where["name"])
+    settings, name = _settings(config_path), _name(name)
     record = BootRecord(Path(settings.state_dir)).load()
     if record is None:
-        say("nothing was recorded: nothing to restore")
-        return
-    agent = started(lambda: NodeAgent(settings, name), RealClock(), wait_s)
-    prepare = agent.prepare if managed_here(settings, name) else None
-    for sentence in Restorer(agent.gpus, prepare).restore(record):
-        say(sentence)
-    keep_cdi(settings, name, agent.gpus.inventory())
+        text, gpus = "nothing was recorded: nothing to restore\n", []
+    else:
+        agent = started(lambda: NodeAgent(settings, name), RealClock(), wait_s)
+        prepare = agent.prepare if managed_here(settings, name) else None
+        gpus = Restorer(agent.gpus, prepare).restore(record)
+        text = "".join(f"{sentence}\n" for sentence in gpus)
+        keep_cdi(settings, name, agent.gpus.inventory())
+    answer = Answer(text, {"recorded": record is not None, "gpus": gpus})
+    say(printable(answer, as_json=as_json), nl=False)
 
 
 VERBS = (inventory, profiles, apply, assert_, export, mode, gres, check, restore)

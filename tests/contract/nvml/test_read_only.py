@@ -65,7 +65,7 @@ def machine(sim: Simulator, tmp_path: Path, request: pytest.FixtureRequest) -> R
 
 
 def is_question(call: str) -> bool:
-    return "Get" in call or call == "nvmlDeviceIsMigDeviceHandle"
+    return "Get" in call or call in ("nvmlDeviceIsMigDeviceHandle", "nvmlInit_v2")
 
 
 def test_what_is_run_on_a_real_machine(machine: ReadOnly) -> None:
@@ -94,8 +94,9 @@ def test_a_record_tells_nothing_of_whose_machine_it_is(machine: ReadOnly) -> Non
 
 
 LOOKS = (
-    ["inventory", "--json"], ["gres"], ["export"], ["export", "--inline"], ["assert", "all=off"],
-    ["apply", "--dry-run", "all=off"], ["export", "cdi", "--check"],
+    ["inventory", "--json"], ["profiles", "--json"], ["check", "--json"], ["gres", "--json"],
+    ["export", "--json"], ["export", "--inline", "--json"], ["assert", "all=off", "--json"],
+    ["apply", "--dry-run", "all=off", "--json"], ["export", "cdi", "--check", "--json"],
 )  # fmt: skip
 
 
@@ -105,7 +106,10 @@ def test_every_verb_that_looks(machine: ReadOnly) -> None:
         done = machine.run("slurm-mig", *words)
         assert done.returncode in (0, 1, 6), (words, done.stderr)
         assert "Traceback" not in done.stderr
+        if "--json" in words:
+            json.loads(done.stdout)
     assert len(machine.calls()) > 200
+    assert machine.calls().count("nvmlInit_v2") == len(LOOKS), "once per command"
     assert all(map(is_question, machine.calls()))
 
 

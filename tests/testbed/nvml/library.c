@@ -228,6 +228,7 @@ API int nvmlInit_v2(void)
 	int code = OK;
 
 	pthread_mutex_lock(&starting);
+	record(__func__);
 	if (!users)
 		code = load();
 	if (!code) {
