@@ -177,13 +177,15 @@ class NodeAgent:
     def write_files(self, node: ManagedNode) -> None:
         """This node's part of its own files; the site's lines around it are kept. Raises DriftError
         for one of ours that a person has edited; nothing is written then."""
-        files = self._own(node.name)
-        files.refuse_edited([node])
-        files.commit([node])
+        self._own(node.name).refuse_edited([node])
+        self.commit_files(node)
 
     def commit_files(self, node: ManagedNode) -> None:
         """The same, over any edit."""
-        self._own(node.name).commit([node])
+        files = self._own(node.name)
+        files.commit([node])
+        # As `restore` is to bring them back where a boot has lost them.
+        self._record.save_files({str(path): text for path, text in files.texts([node]).items()})
 
     def leave_files(self) -> None:
         """The site's own files again, to the byte; ours go."""
@@ -191,6 +193,7 @@ class NodeAgent:
         files.commit([])
         for path in files.places.ours:
             path.unlink(missing_ok=True)
+        self._record.save_files({})
 
     def gres_lines(self) -> list[dict[str, str]]:
         """Attributes of the site's gpu lines for this node in its own gres.conf."""

@@ -4,17 +4,21 @@ Instances never survive a boot; the MIG mode does on Ampere only. Each GPU is br
 node's record says, at the recorded places, so that device files and UUIDs are those that gres.conf
 has. Idempotent; waits for the driver for a bounded time; one GPU's trouble does not keep the
 others from being restored, but the command fails, so that slurmd is not started on a half truth.
+On a node with files of its own our gres.conf is written again where the boot brought another one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
+from slurm_mig.adapters.atomic import make_directory, write_atomic
 from slurm_mig.adapters.bootrecord import Recorded, RecordedGpu
 from slurm_mig.core.layouts import Cut, Wanted
 from slurm_mig.core.model import Gpu, Slots, is_filler
+from slurm_mig.core.publish import is_sealed
 from slurm_mig.core.slots import devices_of
 from slurm_mig.errors import LeftOverError, SlurmMigError, UnreachableError
 from slurm_mig.ports import Clock
@@ -48,6 +52,8 @@ class Restorer:
         if not failed and record.slots and self.prepare:
             self.prepare(record.slots)
             failed += self._moved(record.slots)
+        if not failed:
+            said += _rewritten(record.files)
         if failed:
             raise LeftOverError(
                 "; ".join(failed),
@@ -80,6 +86,23 @@ class Restorer:
             if device.placement and not is_filler(device.type)
             and files.get((device.gpu, device.placement)) != device.files
         ]  # fmt: skip
+
+
+def _rewritten(files: Mapping[str, str]) -> list[str]:
+    """Our parts of slurm.conf and gres.conf on a node with files of its own: as last written, where
+    the boot brought none or an older one (an image, a backup). A hand edit stays."""
+    said = []
+    for path, text in sorted(files.items()):
+        there = Path(path).read_text(errors="replace") if Path(path).exists() else None
+        if there == text:
+            continue
+        if there is not None and not is_sealed(there):
+            said.append(f"{path} was edited by hand and is left as it is")
+            continue
+        make_directory(Path(path).parent)
+        write_atomic(Path(path), text)
+        said.append(f"{path} is written again")
+    return said
 
 
 def _in_the_place_of(recorded: Sequence[RecordedGpu], there: Mapping[str, Gpu]) -> dict[str, Gpu]:

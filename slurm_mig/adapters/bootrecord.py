@@ -7,8 +7,8 @@ their indexes and minors may be others after a boot.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,9 @@ class Recorded:
     slots: Slots = field(default=())
     outside: tuple[Outside, ...] = ()
     """What of the node is not Slurm's."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Our parts of slurm.conf and gres.conf on a node with files of its own, as last written, by
+    path."""
 
 
 class BootRecord:
@@ -91,6 +94,19 @@ class BootRecord:
             for gpu in gpus
             if gpu.mig_capable
         )
-        record = Recorded(recorded, before.slots if slots is None else slots, others)
+        self._save(
+            replace(
+                before,
+                gpus=recorded,
+                slots=before.slots if slots is None else slots,
+                outside=others,
+            )
+        )
+
+    def save_files(self, files: Mapping[str, str]) -> None:
+        """Remember our files here as they were written."""
+        self._save(replace(self._before(needed=True), files=dict(files)))
+
+    def _save(self, record: Recorded) -> None:
         self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         write_atomic(self.path, json.dumps(encode(record), indent=1) + "\n")

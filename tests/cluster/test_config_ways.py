@@ -141,6 +141,37 @@ def test_a_stale_copy_costs_a_registration_and_no_job(cluster: ManagedCluster, w
 
 
 @pytest.mark.parametrize("way", ["per-host, node"], indirect=True)
+def test_a_boot_that_brings_an_older_copy(cluster: ManagedCluster) -> None:
+    """A node whose image has an earlier gres.conf of ours: restore writes the last one, before
+    slurmd reads it. A hand edit stays, and is said."""
+    old = cluster.read(OURS[1], NODE)
+    wanted = next(p for p in ("7g.40gb", "2g.10gb", "4g.20gb") if p not in gres(cluster))
+    job = cluster.submit(CUDA_JOB, f"--gres=gpu:{wanted}:1")
+    reconcile_until(cluster, job)
+    ended_well(cluster, job)
+    last = cluster.read(OURS[1], NODE)
+    assert last != old
+    cluster.kill_daemon("slurmd", NODE)
+    cluster.sh("nvml-sim reboot", node=NODE)
+    put(cluster, NODE, OURS[1], old)
+    done = cluster.run("slurm-mig", "restore", node=NODE)
+    assert done.stdout.splitlines()[1:] == [f"{OURS[1]} is written again"]
+    assert cluster.read(OURS[1], NODE) == last
+    assert "written" not in cluster.run("slurm-mig", "restore", node=NODE).stdout
+    put(cluster, NODE, OURS[1], last.replace("Type=guard", "Type=mine", 1))
+    done = cluster.run("slurm-mig", "restore", node=NODE)
+    assert f"{OURS[1]} was edited by hand and is left as it is" in done.stdout
+    cluster.run("rm", OURS[1], node=NODE)
+    cluster.run("slurm-mig", "restore", node=NODE)
+    assert cluster.read(OURS[1], NODE) == last
+    cluster.start_daemon("slurmd", NODE)
+    again = cluster.submit("fake-cuda --seconds 0.1", f"--gres=gpu:{wanted}:1", "-w", NODE)
+    cluster.wait_job(again, "COMPLETED")
+    cluster.slurm_mig("apply", "--node", NODE, "gpu0=1g.5gb*7")
+    assert cluster.slurm_mig("reconcile").stdout.startswith("nothing to do")
+
+
+@pytest.mark.parametrize("way", ["per-host, node"], indirect=True)
 def test_the_site_brings_its_own_slurm_conf_back(cluster: ManagedCluster) -> None:
     """Configuration management replaces the node's slurm.conf: our part is put in again."""
     offered = next(t for t in gres(cluster) if not is_filler(t))
