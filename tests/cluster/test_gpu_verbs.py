@@ -36,6 +36,10 @@ def test_a_node_and_the_controller_say_the_same(site: ManagedCluster) -> None:
         assert site.slurm_mig(verb, "--node", "a100-2").stdout == here
     data = json.loads(site.slurm_mig("inventory", "--json", "--node", "a100-1").stdout)
     assert [len(gpu["instances"]) for gpu in data["gpus"]] == [7, 7]
+    record = site.slurm_mig("inventory", "--record", "/tmp/record.json", "--node", "a100-2").stdout
+    assert record == "nothing is otherwise than in the tables\n"
+    (seen,) = json.loads(site.read("/tmp/record.json"))["gpus"]
+    assert (seen["model"], seen["count"], len(seen["instances"])) == (A100, 2, 2)
     words = site.slurm_mig("export", "--inline", "--node", "a100-1").stdout.split()
     assert site.slurm_mig("assert", "--node", "a100-1", *words).returncode == 0
     off = site.slurm_mig("assert", "--node", "a100-1", "all=off", check=False)
