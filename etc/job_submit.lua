@@ -335,14 +335,20 @@ local function fits(job, job_desc, shape, count)
     return true
 end
 
--- A message for the user when one of the nodes can never have what the job asks for.
-local function impossible_on(shapes, job)
+-- A message for the user when one of the nodes can never have what the job asks for; and whether that
+-- is a part of a split instance, which only an administrator makes: no record of the catalog has any.
+local function impossible_on(known, shapes, job)
+    local is_part = false
     for name, shape in pairs(shapes) do
+        local there = (known.parts or {})[name]
         for _, found in pairs(job.fields) do
             for _, part in ipairs(found.parts) do
-                if part.type and part.count > 0 and not shape.most[part.type] then
+                local wanted = part.type and part.count > 0 and not shape.most[part.type]
+                is_part = is_part or (wanted and contains(there, part.type))
+                if wanted and not contains(there, part.type) then
                     local types = {}
                     for kind in pairs(shape.most) do types[#types + 1] = kind end
+                    for _, kind in ipairs(there or {}) do types[#types + 1] = kind end
                     table.sort(types)
                     return "node " .. name .. " can never have gpu:" .. shown(part.type)
                         .. "; possible: " .. table.concat(types, ", ")
@@ -350,7 +356,7 @@ local function impossible_on(shapes, job)
             end
         end
     end
-    return nil
+    return nil, is_part
 end
 
 -- Every node of the job's partitions but these, and the catalog's records of other shapes; nil where
@@ -382,8 +388,8 @@ local function pin(known, job, job_desc)
     local names = #text + #without <= LONGEST and expand(text)
     local shapes, others = names and shapes_of(known, names), names and expand(without)
     if not shapes or not others then return nil end
-    local message = impossible_on(shapes, job)
-    if message then return message end
+    local message, is_part = impossible_on(known, shapes, job)
+    if message or is_part then return message end
     for _, name in ipairs(others) do
         if shapes[name] then return nil end
     end

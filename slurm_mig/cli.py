@@ -37,6 +37,12 @@ if TYPE_CHECKING:
     from slurm_mig.core.records import CycleReport
 
 
+MISSING = """\
+  This command is the controller's: `scripts/build-pyslurm VENV`, then `pip install '.[controller]'`
+  in that environment. A GPU node's installation has hooks and commands about its own GPUs."""
+"""A GPU node has no pyslurm, no solver and no ClusterShell, and needs none."""
+
+
 class Commands(click.Group):
     """A group whose commands end with the exit code of the error that stopped them."""
 
@@ -46,6 +52,11 @@ class Commands(click.Group):
         except SlurmMigError as error:
             say(f"slurm-mig: {error}", err=True)
             ctx.exit(int(error.exit_code))
+        except ImportError as error:
+            if not error.name or error.name.startswith("slurm_mig"):
+                raise
+            say(f"slurm-mig: {error}; nothing was done\n{MISSING}", err=True)
+            ctx.exit(int(Exit.REFUSED))
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

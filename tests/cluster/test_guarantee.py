@@ -21,11 +21,12 @@ REQUESTS = {
     "memory": ("--mem=60G",),
     "this node": ("-w", "n1"),
     "two nodes": ("-N2",),
+    "this node and one more": ("-w", "n1", "-N2"),
     "too many CPUs": ("-c", "33"),
     "too many GPUs": ("--gres=gpu:3g.20gb:9",),
 }
 TAKEN_BY_BOTH = {"one", "array", "memory", "this node"}
-FOUNDED = {"two nodes"}
+FOUNDED = {"two nodes", "this node and one more"}
 """What could run after a reshape, too."""
 
 
@@ -224,11 +225,13 @@ def test_a_node_by_name_is_told_what_it_can_never_have(shapes: ManagedCluster) -
 
 def test_a_waiting_job_by_name_is_not_held_when_its_type_goes(shapes: ManagedCluster) -> None:
     """One that Slurm tests against that node alone is: BadConstraints."""
-    wants = ("--gres=gpu:7g.40gb:1", "--begin=now+3", "--mem=1G")
+    wants = ("--gres=gpu:7g.40gb:1", "--begin=now+1hour", "--mem=1G")
     ours = shapes.submit("true", "-w", "a2", *wants)
     slurms = shapes.submit("true", *wants)
     shapes.run("scontrol", "update", f"JobId={slurms}", "ReqNodeList=a2")
     shapes.run("python", "-m", "tests.testbed.reshape_once", "a2", "0", "1g.5gb@0")
+    for job in (ours, slurms):
+        shapes.run("scontrol", "update", f"JobId={job}", "StartTime=now")
     shapes.wait_for(
         lambda: "BadConstraints" in shapes.job(slurms)["Reason"], 30, "a look at the jobs"
     )

@@ -210,51 +210,89 @@ def test_narrowed_device_files(cluster: ManagedCluster) -> None:
 OTHERS = """\
 me=/tmp/jobs/$SLURM_JOB_ID
 fake-cuda --until-file $me.stop --report $me.first &
-while [ ! -s /tmp/jobs/other ]; do sleep 0.1; done
-uuid=$(cat /tmp/jobs/other)
-fake-cuda --probe $uuid >$me.probe; echo probed $?
+while [ ! -s $me.other ]; do sleep 0.1; done
+read -r uuid pid gi <$me.other
+fake-cuda --probe $uuid >$me.probe; echo opened $?
 CUDA_VISIBLE_DEVICES=$uuid fake-cuda --seconds 0; echo named $?
+CUDA_VISIBLE_DEVICES=$uuid NVIDIA_VISIBLE_DEVICES=$uuid srun --overlap prove step; echo told $?
+kill -9 $pid; echo killed $?
+python $me.py $gi; echo destroyed $?
 wait
+srun fake-cuda --seconds 0.1 --report $me.second
 """
+"""Computes, and meanwhile tries what it can against another job's instance and process."""
+
+DESTROY = """\
+import sys, pynvml
+pynvml.nvmlInit()
+gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
+instance = pynvml.nvmlDeviceGetGpuInstanceById(gpu, int(sys.argv[1]))
+compute = pynvml.nvmlGpuInstanceGetComputeInstanceById(instance, 0)
+for call, what in ((pynvml.nvmlComputeInstanceDestroy, compute),
+                   (pynvml.nvmlGpuInstanceDestroy, instance)):
+    try:
+        call(what)
+    except pynvml.NVMLError_NoPermission:
+        continue
+    sys.exit(7)
+"""
+"""Exits with 0 when both were denied for want of permission."""
+
+DENIED = {"opened 0", "named 3", "told 0", "killed 1", "destroyed 0"}
 
 
 def test_two_users_on_one_gpu(cluster: ManagedCluster) -> None:
-    """Neither can open or name the other's instance, or end its processes."""
-    cluster.sh("rm -f /tmp/jobs/other")
-    alice = cluster.submit(CUDA_JOB, "--gres=gpu:1g.5gb:1", "-p", "a100")
-    bob = cluster.submit(OTHERS, "--gres=gpu:1g.5gb:1", "-p", "a100", user="bob")
-    for job in (alice, bob):
+    """Neither can open, name, end or destroy what is the other's; both compute on, and after one
+    has ended the other one still does."""
+    jobs = {user: cluster.submit(OTHERS, "--gres=gpu:1g.5gb:1", "-p", "a100", user=user)
+            for user in ("alice", "bob")}  # fmt: skip
+    for job in jobs.values():
+        cluster.write(f"/tmp/jobs/{job}.py", DESTROY)
         cluster.wait_for(partial(cluster.reports, job, "first"), 30, f"{job} to compute")
-    hers, his = cluster.reports(alice, "first")[0], cluster.reports(bob, "first")[0]
-    assert hers["gpu"] == his["gpu"]
-    assert hers["uuid"] != his["uuid"]
-    cluster.write("/tmp/jobs/other", hers["uuid"])
-    cluster.wait_for(lambda: "named" in cluster.output(bob), 20, "bob to have tried")
-    assert {"probed 0", "named 3"} <= set(cluster.output(bob).splitlines())
-    assert "Operation not permitted" in cluster.read(f"/tmp/jobs/{bob}.probe")
-    for job in (alice, bob):
-        cluster.run("touch", f"/tmp/jobs/{job}.stop")
-    ended(cluster, alice, bob)
+    mine = {user: cluster.reports(job, "first")[0] for user, job in jobs.items()}
+    assert mine["alice"]["gpu"] == mine["bob"]["gpu"]
+    assert mine["alice"]["uuid"] != mine["bob"]["uuid"]
+    for user, other in (("alice", "bob"), ("bob", "alice")):
+        its = mine[other]
+        cluster.write(f"/tmp/jobs/{jobs[user]}.other", f"{its['uuid']} {its['pid']} {its['gi']}\n")
+    for user, job in jobs.items():
+        cluster.wait_for(lambda job=job: "destroyed" in cluster.output(job), 30, "the tries")  # type: ignore[misc]
+        assert set(cluster.output(job).splitlines()) >= DENIED, cluster.output(job)
+        assert "Operation not permitted" in cluster.read(f"/tmp/jobs/{job}.probe")
+        (told,) = cluster.reports(job, "step")
+        assert told["uuid"] == mine[user]["uuid"]
+        assert alive(cluster, mine[user]["pid"])
+    cluster.run("touch", f"/tmp/jobs/{jobs['bob']}.stop")
+    ended(cluster, jobs["bob"])
+    check(cluster)
+    assert alive(cluster, mine["alice"]["pid"])
+    cluster.run("touch", f"/tmp/jobs/{jobs['alice']}.stop")
+    ended(cluster, jobs["alice"])
+    for user, job in jobs.items():
+        assert cluster.reports(job, "second")[0]["uuid"] == mine[user]["uuid"]
     check(cluster)
 
 
 def test_a_stale_uuid_does_not_reach_the_next_tenants_instance(cluster: ManagedCluster) -> None:
+    """Named by the environment at submission, by a step's, and by the program itself."""
     first = cluster.submit("echo $CUDA_VISIBLE_DEVICES", "--gres=gpu:1g.5gb:1", "-p", "a100")
     ended(cluster, first)
     stale = cluster.output(first).split()[0]
     holder = cluster.submit(CUDA_JOB, "--gres=gpu:1g.5gb:1", "-p", "a100", user="bob")
     cluster.wait_for(lambda: cluster.reports(holder, "first"), 30, "bob's job")
     assert cluster.reports(holder, "first")[0]["uuid"] == stale
-    script = f"echo $CUDA_VISIBLE_DEVICES\nCUDA_VISIBLE_DEVICES={stale} fake-cuda --seconds 0\n"
-    second = cluster.submit(
-        script, "--gres=gpu:1g.5gb:1", "-p", "a100",
-        f"--export=ALL,CUDA_VISIBLE_DEVICES={stale},NVIDIA_VISIBLE_DEVICES={stale}",
-    )  # fmt: skip
+    old = f"CUDA_VISIBLE_DEVICES={stale} NVIDIA_VISIBLE_DEVICES={stale}"
+    script = (
+        f"prove batch || exit 20\n{old} srun prove step || exit 21\n{old} fake-cuda --seconds 0\n"
+    )
+    second = cluster.submit(script, "--gres=gpu:1g.5gb:1", "-p", "a100",
+                            "--export=ALL," + old.replace(" ", ","))  # fmt: skip
     ended(cluster, second, state="FAILED")
-    own, *rest = cluster.output(second).splitlines()
-    assert own.startswith("MIG-")
-    assert own != stale
-    assert "Operation not permitted" in rest[0]
+    assert "ExitCode=3:0" in cluster.run("scontrol", "show", "job", str(second)).stdout
+    assert "Operation not permitted" in cluster.output(second)
+    own = {report["uuid"] for step in ("batch", "step") for report in cluster.reports(second, step)}
+    assert len(own) == 1
+    assert stale not in own
     cluster.run("touch", f"/tmp/jobs/{holder}.stop")
     ended(cluster, holder)
     check(cluster)

@@ -77,6 +77,19 @@ def test_parts_are_a_type_of_their_own(cluster: ManagedCluster) -> None:
     assert f"can ever be gpu:2c.3g.20gb; possible: {PART}, 1g.10gb, 1g.5gb" in never.stderr
 
 
+def test_a_part_of_a_node_by_name(cluster: ManagedCluster) -> None:
+    """Slurm tests such a job against that node alone: a part is there, or nobody queues for it."""
+    cluster.sh("sleep 1.1")  # the submit plugin reads its table once a second
+    job = cluster.submit("prove own", f"--gres=gpu:{PART}:1", "-w", NODE)
+    assert cluster.job(job)["ReqNodeList"] == NODE
+    cluster.wait_job(job, "COMPLETED", "FAILED")
+    assert [report["profile"] for report in cluster.reports(job, "own")] == [PART]
+    never = cluster.run("sbatch", "--gres=gpu:2c.3g.20gb:1", "-w", NODE, "--wrap=true",
+                        user="alice", check=False)  # fmt: skip
+    assert never.returncode
+    assert "can ever be gpu:2c.3g.20gb" in never.stderr
+
+
 def test_three_jobs_in_one_gpu_instance(cluster: ManagedCluster) -> None:
     """Each has its own compute instance, and can open no other's; the GPU's other instances are
     cut differently meanwhile; whatever has a part in use stays."""

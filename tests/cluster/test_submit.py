@@ -343,3 +343,25 @@ def test_nonsense_is_refused_or_taken_and_harms_nobody(cluster: ManagedCluster, 
                     check=False, timeout=20)  # fmt: skip
     assert cluster.run("test", "-e", "/tmp/x", check=False).returncode
     assert held(cluster, "--gres=gpu:1")["TresPerNode"] == "gres/gpu:1g.5gb:1"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-w", "$(touch /tmp/x)"], ["-w", "a[1-999999999]"], ["-w", "a[1-"], ["-w", "a" * 5000],
+        ["-w", "a100-1,a100-1\na30-1"], ["-w", "%s%n"], ["-x", "[[[:"], ["-x", "a[0-99,1-99999]"],
+        ["-p", ""], ["-p", ",,,"], ["-p", "main," * 500], ["-p", "%s`id`"], ["-C", "[a100*2&%s]"],
+        ["-C", "x" * 5000], ["--extra", "]]..os.exit()"], ["--comment", "\n\n$(touch /tmp/x)"],
+        ["-n", "0"], ["-n", "999999999"], ["-N", "0-99999"], ["--array=0-99999999"],
+        ["--licenses", "gpu:off:1"], ["--reservation", "a\nb"],
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_nonsense_beside_the_request_harms_nobody(
+    cluster: ManagedCluster, words: list[str]
+) -> None:
+    cluster.run("sbatch", "--hold", "--gres=gpu:3g.20gb:1", *words, "--wrap=true", user="alice",
+                check=False, timeout=20)  # fmt: skip
+    assert cluster.run("test", "-e", "/tmp/x", check=False).returncode
+    assert held(cluster, "--gres=gpu:1")["TresPerNode"] == "gres/gpu:1g.5gb:1"
+    assert "no device" in refused(cluster, "--gres=gpu:off:1")

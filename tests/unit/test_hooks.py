@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -192,6 +193,40 @@ def test_nonsense_in_the_environment(site: Site, hook: str, value: str) -> None:
     assert not (site.run / "x").exists()
 
 
+RIGHT = {
+    "SLURM_JOB_GPUS": "0-1", "SLURM_STEP_GPUS": "0", "CUDA_VISIBLE_DEVICES": "0",
+    "NVIDIA_VISIBLE_DEVICES": "MIG-a", "SLURM_JOB_ID": "7", "SLURM_JOB_UID": "2001",
+}  # fmt: skip
+SAID = re.compile(
+    r"(export CUDA_VISIBLE_DEVICES=(MIG-[abc],?)+\nexport NVIDIA_VISIBLE_DEVICES=(MIG-[abc],?)+\n"
+    r"|unset NVIDIA_VISIBLE_DEVICES\n)?"
+)
+
+
+@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize("hook", ["task_prolog", "prolog", "epilog"])
+def test_one_value_that_is_nonsense_or_missing(site: Site, hook: str, name: str) -> None:
+    """Beside right ones: what a hook says stays well formed, and what it does within its node."""
+    site.write(constrained=True)
+    (site.run / "sample").touch()
+    for value in (None, *NONSENSE):
+        site.mark("MIG-a", "MIG-b", "MIG-c", "GPU-d")
+        env = RIGHT | ({name: value} if value is not None else {})
+        if value is None:
+            del env[name]
+        done = site.call(hook, env)
+        assert SAID.fullmatch(done.stdout), (value, done.stdout)
+        nothing_asked = name == "SLURM_JOB_GPUS" and not value
+        doubted = hook == "prolog" and name == "SLURM_JOB_GPUS" and not nothing_asked
+        assert bool(done.returncode) == doubted, (value, done.stderr)
+        assert site.marks() >= {"MIG-c", "GPU-d"}
+        there = {file.name for file in site.run.iterdir()}
+        assert there <= {"slots", "clean", "ended", "sample", "hooks.lock"}, value
+    noted = site.run / "ended"
+    for line in noted.read_text().splitlines() if noted.exists() else ():
+        assert re.fullmatch(r"7 2001 0-1", line)
+
+
 def test_the_reference_is_a_program_too(site: Site) -> None:
     env = {"SLURM_JOB_GPUS": "0", "CUDA_VISIBLE_DEVICES": "0"}
     words = [sys.executable, "-m", "slurm_mig.hooks", "task_prolog", str(site.run)]
@@ -230,6 +265,18 @@ def test_the_prolog_goes_by_the_marks(
     site.mark(*marked)
     done = site.call("prolog", {"SLURM_JOB_GPUS": gpus, "SLURM_JOB_ID": "7"})
     assert (done.returncode == 0) == good
+
+
+@pytest.mark.parametrize("hanging", ["sleep 60", "sh -c 'trap \"\" TERM; sleep 60'"])
+def test_a_look_that_hangs_counts_as_failed(tmp_path: Path, hanging: str) -> None:
+    """A driver that does not answer: the prolog ends, and no job starts."""
+    Site(tmp_path, "shell").write()
+    in_doubt = tmp_path / "look"
+    in_doubt.write_text(f"#!/bin/sh\n{hanging}\n")
+    in_doubt.chmod(0o755)
+    words = ["/bin/dash", str(SCRIPTS / "prolog"), str(tmp_path), str(in_doubt), "0.2"]
+    done = subprocess.run(words, env={"SLURM_JOB_GPUS": "0"}, check=False, timeout=30)
+    assert done.returncode
 
 
 def test_the_prolog_doubts_a_missing_device_file(site: Site) -> None:
