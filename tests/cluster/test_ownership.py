@@ -26,6 +26,7 @@ POINTS = (
     "cluster.set_gres",
     "nodes.publish",
     "store.save_managed",
+    "cluster.loosen",
 )
 
 

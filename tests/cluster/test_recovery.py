@@ -8,6 +8,8 @@ import pytest
 
 from slurm_mig.core import demand
 from slurm_mig.core.model import is_filler
+from tests.cluster.test_backup import state_is_saved
+from tests.testbed import faults
 from tests.testbed.cluster import A100, NodeSpec
 from tests.testbed.jobs import absent, no_jobs
 from tests.testbed.product import CUDA_JOB, ManagedCluster
@@ -84,3 +86,49 @@ def test_killed_after_the_reshape_and_drained_by_somebody_else(one: ManagedClust
     one.run("scontrol", "update", f"NodeName={NODE}", "State=RESUME")
     one.sh(f"kill -HUP {one.pid('slurmd', NODE)}")
     one.wait_job(wants, "COMPLETED", timeout=60)
+
+
+BETWEEN = {"we die": "", "slurmctld dies": faults.SLURMCTLD[0].strike}
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[ManagedCluster]:
+    """One GPU, so that each of 3g.20gb and 4g.20gb makes the other one vanish beside a 1g.5gb."""
+    with ManagedCluster(nodes=(NodeSpec(NODE, (A100,)),)) as cluster:
+        cluster.enrol()
+        yield cluster
+
+
+@pytest.mark.parametrize("who", BETWEEN)
+def test_between_the_two_registrations(narrow: ManagedCluster, who: str) -> None:
+    """slurmctld has refused the first one and rebuilt its topology. The running job lives, and the
+    next cycles finish what was begun."""
+    running = narrow.submit(CUDA_JOB, "--gres=gpu:1g.5gb:1")
+    narrow.wait_for(lambda: narrow.reports(running, "first"), 20, f"job {running} to compute")
+    served(narrow, narrow.submit("true", "--gres=gpu:3g.20gb:1"))
+    wants = narrow.submit("true", "--gres=gpu:4g.20gb:1")
+    if BETWEEN[who]:
+        state_is_saved(narrow)
+    refused = narrow.read("/var/log/slurm/slurmctld.log").count("count too low")
+    command = ("sh", "-ec", BETWEEN[who]) if BETWEEN[who] else ()
+    narrow.run("python", "-m", "tests.testbed.die_at", "nodes.preregister", *command,
+               check=False, timeout=120)  # fmt: skip
+    narrow.wait_for(lambda: narrow.run("sinfo", "-h", check=False).stdout, 60, "slurmctld")
+    served(narrow, wants)
+    log = narrow.read("/var/log/slurm/slurmctld.log")
+    assert log.count("count too low") > refused
+    assert not {"DRAIN", "FAIL", "INVALID_REG"} & set(narrow.node(NODE)["State"].split("+"))
+    narrow.run("touch", f"/tmp/jobs/{running}.stop")
+    ended = narrow.wait_job(running, "COMPLETED", "FAILED", timeout=90)
+    assert ended["JobState"] == "COMPLETED", narrow.output(running)
+    first, second = narrow.reports(running, "first"), narrow.reports(running, "second")
+    assert first[0]["uuid"] == second[0]["uuid"]
+
+
+def served(cluster: ManagedCluster, job: int) -> None:
+    """Cycles until the job has ended."""
+    for _ in range(8):
+        cluster.slurm_mig("reconcile", check=False)
+        if cluster.job(job)["JobState"] != "PENDING":
+            break
+    cluster.wait_job(job, "COMPLETED", timeout=60)

@@ -114,7 +114,8 @@ NVML = (
     _nvml("NVML: slow", CREATE, "--code", "SLOW", "--delay-ms", "1500", "--times", "2"),
 )  # fmt: skip
 
-VERBS = ("observe", "reshape", "prepare", "publish", "announce")
+VERBS = ("observe", "reshape", "prepare", "publish")
+"""Those of every reshape. (`announce` is for a node that does not respond after all.)"""
 REMOTE = tuple(
     _remote(f"remote command: {kind} ({verb})", kind, verb)
     for kind in ("fail", "hang", "rubbish", "lost", "late", "killed")
