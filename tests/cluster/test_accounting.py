@@ -106,7 +106,7 @@ def test_accounts_after_many_reshapes(lab: ManagedCluster, request: pytest.Fixtu
     lab.wait_for(lambda: not usage(lab), 20, f"every usage to be zero: {usage(lab)}")
     logs = lab.sh("cat /var/log/slurm/*.log")
     assert not re.findall(r"(?im)^.*(?:underflow|negative).*$", logs)
-    fenced = sum(h["finished"] - h["started"] for h in released(lab))
+    fenced = sum(h["seconds"]["fenced"] for h in released(lab))
     print(f"{len(released(lab)) - before} reshapes, {len(jobs)} jobs, {fenced:.0f} s fenced")
 
 
