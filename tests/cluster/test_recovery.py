@@ -93,7 +93,7 @@ BETWEEN = {"we die": "", "slurmctld dies": faults.SLURMCTLD[0].strike}
 
 @pytest.fixture(scope="module")
 def narrow() -> Iterator[ManagedCluster]:
-    """One GPU, so that each of 3g.20gb and 4g.20gb makes the other one vanish beside a 1g.5gb."""
+    """One GPU, where two 2g.10gb beside a 1g.5gb leave no room for a 3g.20gb: it vanishes."""
     with ManagedCluster(nodes=(NodeSpec(NODE, (A100,)),)) as cluster:
         cluster.enrol()
         yield cluster
@@ -106,7 +106,7 @@ def test_between_the_two_registrations(narrow: ManagedCluster, who: str) -> None
     running = narrow.submit(CUDA_JOB, "--gres=gpu:1g.5gb:1")
     narrow.wait_for(lambda: narrow.reports(running, "first"), 20, f"job {running} to compute")
     served(narrow, narrow.submit("true", "--gres=gpu:3g.20gb:1"))
-    wants = narrow.submit("true", "--gres=gpu:4g.20gb:1")
+    wants = narrow.submit("true", "--gres=gpu:2g.10gb:2")
     if BETWEEN[who]:
         state_is_saved(narrow)
     refused = narrow.read("/var/log/slurm/slurmctld.log").count("count too low")
