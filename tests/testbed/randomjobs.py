@@ -46,12 +46,15 @@ class RandomJobs:
             "exclusive": self.exclusive, "salloc": self.salloc, "urgent": self.urgent,
         }  # fmt: skip
         self.submitted = dict.fromkeys(self.kinds, 0)
+        self._asleep: list[tuple[int, int]] = []
+        """What was suspended, and after how many submissions it is resumed."""
 
     def submit(self) -> None:
         gpu_type = self.dice.choices(list(TYPES), list(TYPES.values()))[0]
         kind = self.dice.choice(list(self.kinds))
         self.submitted[kind] += 1
         self.kinds[kind](gpu_type)
+        self._resume_old()
 
     def script(self, one: str = "-n1") -> str:
         return SCRIPT.format(
@@ -87,9 +90,13 @@ class RandomJobs:
         job that is put back into the queue (docs/facts.md), so this one is urgent too."""
         job = self.plain(gpu_type, "--partition=urgent")
         self.cluster.run("scontrol", "suspend", str(job), check=False)
-        for other in list(self.asked)[-3:]:
-            if other != job:
-                self.cluster.run("scontrol", "resume", str(other), check=False)
+        self._asleep.append((job, sum(self.submitted.values()) + 2))
+
+    def _resume_old(self) -> None:
+        done = sum(self.submitted.values())
+        for job, until in [one for one in self._asleep if one[1] <= done]:
+            self._asleep.remove((job, until))
+            self.cluster.run("scontrol", "resume", str(job), check=False)
 
     def heterogeneous(self, gpu_type: str) -> None:
         """Two components, each with an instance, started together or not at all, on two nodes."""
