@@ -88,7 +88,13 @@ def test_killed_after_the_reshape_and_drained_by_somebody_else(one: ManagedClust
     one.wait_job(wants, "COMPLETED", timeout=60)
 
 
-BETWEEN = {"we die": "", "slurmctld dies": faults.SLURMCTLD[0].strike}
+CTLD_LOG = "/var/log/slurm/slurmctld.log"
+REFUSAL = "count too low"
+AFTER_IT = (
+    f"until [ $(grep -c '{REFUSAL}' {CTLD_LOG}) -gt $0 ]; do sleep 0.01; done; "
+    f"{faults.SLURMCTLD[0].strike}"
+)
+BETWEEN = {"we die": (), "slurmctld dies": ("sh", "-ec", AFTER_IT)}
 
 
 @pytest.fixture(scope="module")
@@ -109,14 +115,13 @@ def test_between_the_two_registrations(narrow: ManagedCluster, who: str) -> None
     wants = narrow.submit("true", "--gres=gpu:2g.10gb:2")
     if BETWEEN[who]:
         state_is_saved(narrow)
-    refused = narrow.read("/var/log/slurm/slurmctld.log").count("count too low")
-    command = ("sh", "-ec", BETWEEN[who]) if BETWEEN[who] else ()
+    refused = narrow.read(CTLD_LOG).count(REFUSAL)
+    command = (*BETWEEN[who], str(refused)) if BETWEEN[who] else ()
     narrow.run("python", "-m", "tests.testbed.die_at", "nodes.preregister", *command,
                check=False, timeout=120)  # fmt: skip
     narrow.wait_for(lambda: narrow.run("sinfo", "-h", check=False).stdout, 60, "slurmctld")
     served(narrow, wants)
-    log = narrow.read("/var/log/slurm/slurmctld.log")
-    assert log.count("count too low") > refused
+    assert narrow.read(CTLD_LOG).count(REFUSAL) > refused
     assert not {"DRAIN", "FAIL", "INVALID_REG"} & set(narrow.node(NODE)["State"].split("+"))
     narrow.run("touch", f"/tmp/jobs/{running}.stop")
     ended = narrow.wait_job(running, "COMPLETED", "FAILED", timeout=90)
