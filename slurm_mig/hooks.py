@@ -72,8 +72,9 @@ def task_prolog(env: Mapping[str, str], known: SlotMap) -> list[str]:
                 # A job without devices of its own, with an environment from elsewhere.
                 return []
         if len(mine) > len(seen):
-            step = slotmap.indexes(env.get("SLURM_STEP_GPUS") or env.get("SLURM_JOB_GPUS", ""))
-            if step is None or any(position >= len(step) for position in seen):
+            lists = (slotmap.indexes(env.get(f"SLURM_{of}_GPUS", "")) for of in ("STEP", "JOB"))
+            step = next(filter(None, lists), ())
+            if any(position >= len(step) for position in seen):
                 return []
             mine = [step[position] for position in seen]
     found = [known.slots[i] for i in mine if i in known.devices]
@@ -97,10 +98,10 @@ def _forget(env: Mapping[str, str]) -> list[str]:
 
 
 def _together(*lists: str) -> frozenset[int] | None:
-    """The indexes of all lists that are there; None when there is none, or one is nonsense."""
-    found = [slotmap.indexes(text) for text in lists if text]
-    known = [indexes for indexes in found if indexes is not None]
-    return frozenset(i for part in known for i in part) if known == found != [] else None
+    """The indexes of all lists that are there; None when there is none. What is no list came with
+    the user's environment, which Slurm does not clear."""
+    known = [indexes for indexes in map(slotmap.indexes, lists) if indexes is not None]
+    return frozenset(i for part in known for i in part) if known else None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -296,6 +298,53 @@ def test_a_stale_uuid_does_not_reach_the_next_tenants_instance(cluster: ManagedC
     cluster.run("touch", f"/tmp/jobs/{holder}.stop")
     ended(cluster, holder)
     check(cluster)
+
+
+NONSENSE = ["", " ", "\n", "0\n1\nexport X=1", "$(touch /tmp/x)", "`touch /tmp/x`",
+            "; touch /tmp/x", "0-999999999", "1" * 20_000, "-1", "é\x01\x7f",
+            "../../etc/passwd", "%n%s", "MIG-a",
+            "' \" \\", "*", "0,1,2,3,4,5,6", "/dev/null"]  # fmt: skip
+NAMES = ["SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES",
+         "SLURM_JOB_UID", "SLURM_JOB_NODELIST", "IFS", "ENV", "BASH_ENV", "slot_0", "slot_3",
+         "constrained", "list", "job", "every", "1", "PS4", "LD_LIBRARY_PATH"]  # fmt: skip
+"""What the hooks and the plugin read, their own variables, and what a shell believes."""
+
+AFTER = "PATH=/usr/local/bin:/usr/bin:/bin; unset LD_LIBRARY_PATH IFS\n"
+
+
+def test_a_hundred_users_worth_of_nonsense(cluster: ManagedCluster) -> None:
+    """Environments, names and comments of every bad kind around real jobs: each runs, those with a
+    device on their own, and the queue and the node go on."""
+    dice = random.Random(5)
+    jobs = []
+    for number in range(100):
+        gpus = number % 2
+        env = {name: dice.choice(NONSENSE) for name in dice.sample(NAMES, dice.randint(1, 9))}
+        options = ["--gres=gpu:1g.5gb:1"] if gpus else []
+        done = cluster.run(
+            "sbatch", "--parsable", "--output=/tmp/jobs/%j.out", "--chdir=/tmp/jobs", "-p", "a100",
+            "--mem=1", "--export=ALL", f"--job-name={dice.choice(NONSENSE)[:500]}",
+            f"--comment={dice.choice(NONSENSE)[:500]}", *options,
+            user=dice.choice(("alice", "bob")), env=env,
+            stdin="#!/bin/sh\n" + AFTER + ("prove own\n" if gpus else "true\n"),
+        )  # fmt: skip
+        jobs.append(int(done.stdout))
+    for command in ("reconcile", "status"):
+        cluster.slurm_mig(command)
+    cluster.wait_for(lambda: not cluster.run("squeue", "-h").stdout, 120, "the queue to be empty")
+    for job in jobs:
+        # A name of several lines makes several lines of a job.
+        shown = cluster.run("scontrol", "show", "job", str(job)).stdout
+        assert "JobState=COMPLETED" in shown, shown + cluster.output(job)
+    for job in jobs[1::2]:
+        assert len(cluster.reports(job, "own")) == 1
+    assert cluster.node(NODE)["State"] == "IDLE"
+    assert cluster.run("test", "-e", "/tmp/x", check=False).returncode
+    noted = cluster.sh(f"cat {RUN}/ended", node=NODE).splitlines()
+    assert len(noted) == 50
+    assert all(re.fullmatch(r"\d+ 200[12] [0-6]", line) for line in noted)
+    assert check(cluster) == ""
+    assert all(marks(cluster).values())
 
 
 STEPS = """\

@@ -88,6 +88,10 @@ def site(tmp_path: Path, request: pytest.FixtureRequest) -> Site:
         ("0,1", "1", "1", False, "MIG-b"),
         ("011", "", "11", False, "MIG-c"),
         ("1,12", "", "1,12", False, "MIG-b,GPU-d"),
+        # What is no list came with the user's environment.
+        ("0-1", "$(id)", "0,1", True, "MIG-a,MIG-b"),
+        ("0-1,11", "0,", "1", True, "MIG-b"),
+        ("0-1-2", "1", "0", True, "MIG-b"),
         # Nothing to say: whole GPUs only, AutoDetect's UUIDs, a step without GPUs, no GPUs at all.
         ("12", "", "12", False, ""),
         ("0", "0", "MIG-auto", False, ""),
