@@ -19,12 +19,12 @@ GATES = "/tmp/jobs/gates"
 """The files that a job tries to open at its end, by node (tests/testbed/watch.py)."""
 
 SCRIPT = """\
-me=/tmp/jobs/$SLURM_JOB_ID
+export me=/tmp/jobs/$SLURM_JOB_ID
 srun {one} fake-cuda --seconds {first} --report $me.first || exit $?
 sleep {pause}
 srun {one} fake-cuda --seconds 0.1 --report $me.second || exit $?
 srun {one} sh -c 'echo $(hostname) $(/opt/slurm-mig/venv/bin/python {opens} \
-$(cat {gates}.$(hostname)))' >> $me.opened
+$(cat {gates}.$(hostname))) >> $me.opened'
 """
 """Computes, computes again in a later step, and tries every door."""
 
