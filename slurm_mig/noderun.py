@@ -149,6 +149,10 @@ class NodeRun:
                 return
             waited = self._at.clock.elapsed() - start
             if waited > self._at.limits.settle_s:
+                if node.batch_jobs - facts.stepd_jobs:
+                    # A slurmctld that was killed may have forgotten that a job has ended. It ends a
+                    # job that slurmd does not know when slurmd registers: now, not in half an hour.
+                    self._at.nodes.announce(self.name)
                 raise BusyError(f"{self.name} did not settle: {', '.join(waiting)}")
             self._at.clock.sleep(pause_s(waited))
 

@@ -18,7 +18,7 @@ HOOK = "#!/bin/sh\n[ -e /tmp/jobs/slow-{0} ] && sleep $(cat /tmp/jobs/slow-{0})\
 @pytest.fixture(scope="module")
 def hooked() -> Iterator[ManagedCluster]:
     """A node whose prolog and epilog are as slow as a file says."""
-    conf = "Prolog=/etc/slurm/prolog\nEpilog=/etc/slurm/epilog\nPrologFlags=Alloc\n"
+    conf = "Prolog=/etc/slurm/prolog\nEpilog=/etc/slurm/epilog\nPrologFlags=Alloc\nBatchStartTimeout=1\n"
     files = {name: HOOK.format(name) for name in ("prolog", "epilog")}
     with ManagedCluster(
         nodes=(NodeSpec(NODE, (A100, A100)),), extra_conf=conf, files=files
@@ -86,6 +86,22 @@ def test_a_node_that_does_not_settle_is_released_as_it_was(one: ManagedCluster) 
     one.wait_job(ending, "COMPLETED")
     one.slurm_mig("reconcile")
     one.wait_job(wants, "COMPLETED", timeout=60)
+
+
+def test_a_job_whose_end_was_forgotten_does_not_hold_the_node(one: ManagedCluster) -> None:
+    """As after a slurmctld that was killed: it runs for slurmctld, and nothing of it is there."""
+    one.configure(CONFIGURATION.replace("cooldown_s: 0", "cooldown_s: 0\n  settle_s: 0.5"))
+    forgotten = one.submit(CUDA_JOB, "--gres=gpu:1g.5gb:1", "--no-requeue")
+    one.wait_for(lambda: one.reports(forgotten, "first"), 20, "the job to compute")
+    one.sh(f"pkill -9 -f 'slurmstepd: .{forgotten}[.]'; pkill -9 fake-cuda; true")
+    wants = wanting(one)
+    done = one.slurm_mig("reconcile")
+    assert f"did not settle: job {forgotten} has no slurmstepd yet" in done.stdout
+    one.sh("sleep 12")  # BatchStartTimeout and ten seconds: before, it could be on its way
+    one.slurm_mig("reconcile")
+    one.wait_job(forgotten, "FAILED", "NODE_FAIL", "CANCELLED")
+    one.slurm_mig("reconcile")
+    one.wait_job(wants, "COMPLETED")
 
 
 def test_a_suspended_job_keeps_its_device(one: ManagedCluster) -> None:
