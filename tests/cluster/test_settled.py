@@ -18,7 +18,8 @@ HOOK = "#!/bin/sh\n[ -e /tmp/jobs/slow-{0} ] && sleep $(cat /tmp/jobs/slow-{0})\
 @pytest.fixture(scope="module")
 def hooked() -> Iterator[ManagedCluster]:
     """A node whose prolog and epilog are as slow as a file says."""
-    conf = "Prolog=/etc/slurm/prolog\nEpilog=/etc/slurm/epilog\nPrologFlags=Alloc\nBatchStartTimeout=1\n"
+    conf = "Prolog=/etc/slurm/prolog\nEpilog=/etc/slurm/epilog\nPrologFlags=Alloc\n"
+    conf += "BatchStartTimeout=1\n"
     files = {name: HOOK.format(name) for name in ("prolog", "epilog")}
     with ManagedCluster(
         nodes=(NodeSpec(NODE, (A100, A100)),), extra_conf=conf, files=files
