@@ -27,7 +27,13 @@ WORLDS = r"""
 set -eu
 # An image with one program, and podman's settings for a host without networks and cgroups.
 root=/tmp/image
-mkdir -p $root/bin $root/run/nvml-sim /tmp/podman /etc/containers /etc/cdi
+mkdir -p $root/bin $root/run/nvml-sim /tmp/podman
+# This node's only, and gone with it.
+for folder in /etc/containers /etc/cdi /etc/libvirt; do
+    mkdir -p $folder
+    mount -t tmpfs tmpfs $folder
+done
+echo '{"default": [{"type": "insecureAcceptAnything"}]}' >/etc/containers/policy.json
 cp /usr/local/bin/fake-cuda $root/bin/train
 for lib in $(ldd /usr/local/bin/fake-cuda | grep -o '/[^ ]*'); do cp --parents -L $lib $root/; done
 cat >/etc/containers/containers.conf <<'END'
@@ -46,7 +52,6 @@ END
 tar -C $root -c . | podman import --quiet - localhost/train
 [ -e /dev/nvidiactl ] || mknod -m 666 /dev/nvidiactl c 195 255
 # libvirt's test driver has a machine called "test".
-mkdir -p /etc/libvirt
 echo 'uri_default = "test:///default"' >/etc/libvirt/libvirt.conf
 # A kernel that has each GPU in an IOMMU group of its own, and a vGPU type on a virtual function.
 mount -t tmpfs tmpfs /sys/kernel/iommu_groups

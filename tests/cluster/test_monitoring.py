@@ -11,6 +11,7 @@ import pytest
 from slurm_mig.errors import Exit
 from tests.testbed.browser import LIGHT, Browser
 from tests.testbed.cluster import A100, L40S, NodeSpec
+from tests.testbed.jobs import no_jobs
 from tests.testbed.product import CONFIGURATION, CUDA_JOB, ManagedCluster
 
 FILE = "/var/log/slurm/slurm-mig.prom"
@@ -158,6 +159,7 @@ EVERYWHERE = "/var/lib/slurm-mig /run/slurm-mig /etc/slurm/slurm-mig"
 def test_texts_of_users_do_no_harm_and_their_secrets_stay_theirs(site: ManagedCluster) -> None:
     """A job's name, comment and environment, a node's comment and reason: through a whole cycle,
     its hooks and everything that is shown or kept."""
+    no_jobs(site)
     node = ("scontrol", "update", "NodeName=a100-2")
     site.run(*node, f"Comment={EVIL}")
     site.run(*node, "State=DRAIN", f"Reason={EVIL}")
