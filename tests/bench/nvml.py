@@ -57,8 +57,8 @@ WORKERS = 6
 """Nodes measured at the same time: each mostly sleeps, as long as its hardware would take."""
 
 NEAR = 0.95
-"""A pair that takes so much of the usual way's time is timed three times, both ways, and the medians
-count: the largest of hundreds of single ratios would be the machine's noise."""
+"""A pair that takes so much of the usual way's time is timed three times, both ways, for medians:
+the largest of hundreds of single ratios would be the machine's noise."""
 
 OTHERS = 60
 """Pairs of each other set: so many of them, evenly spread."""
