@@ -20,6 +20,9 @@ NODES = (
     NodeSpec("a100-2", (A100, A100), layout="F"),
     NodeSpec("mixed-1", (A30, A30, L40S)),
 )
+REMEMBERS = "MinJobAge=86400\n"
+"""Every job is looked at in the end: slurmctld must not have purged it."""
+
 PREEMPTION = """\
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -52,7 +55,7 @@ def test_random_jobs_under_random_reshapes(request: pytest.FixtureRequest) -> No
     count, seed = request.config.getoption("--reshapes"), request.config.getoption("--seed")
     dice = random.Random(seed)
     with ManagedCluster(
-        nodes=NODES, extra_conf=PREEMPTION, configuration=RULES, accounting=True
+        nodes=NODES, extra_conf=REMEMBERS + PREEMPTION, configuration=RULES, accounting=True
     ) as cluster:
         cluster.enrol()
         for node in NODES:
