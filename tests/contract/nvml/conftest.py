@@ -63,7 +63,17 @@ def sim(paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Simula
     """A node without GPUs yet: `create` makes it; NVML calls of this process are about it."""
     simulator = Simulator(paths, tmp_path / "state")
     monkeypatch.setenv("NVML_SIM_STATE", str(simulator.state))
+    _shut()
     return simulator
+
+
+def _shut() -> None:
+    """What a test of another module left open: the library looks for its node at the first init."""
+    while True:
+        try:
+            pynvml.nvmlShutdown()
+        except pynvml.NVMLError:
+            return
 
 
 Opened = Callable[..., NvmlGpus]
