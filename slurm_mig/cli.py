@@ -33,7 +33,8 @@ from slurm_mig.printing import PlainFormatter, say
 
 if TYPE_CHECKING:
     from slurm_mig.assembly import Assembly
-    from slurm_mig.core.model import NodeView, Plan
+    from slurm_mig.core.changes import Plan
+    from slurm_mig.core.model import NodeView
     from slurm_mig.core.records import CycleReport
 
 

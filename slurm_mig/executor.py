@@ -15,8 +15,8 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from slurm_mig.core.changes import NodeChange
 from slurm_mig.core.fences import ours
-from slurm_mig.core.model import NodeChange
 from slurm_mig.core.policy import ago
 from slurm_mig.core.records import REASON, ManagedNode, Phase, Transaction
 from slurm_mig.core.transitions import Situation, Step, steps

@@ -12,18 +12,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from slurm_mig import gpurender
+from slurm_mig.core.changes import GpuChange, NodeChange, Split
 from slurm_mig.core.codec import decode, encode
 from slurm_mig.core.draft import NodeDraft
 from slurm_mig.core.layouts import LayoutChange, Wanted, change
-from slurm_mig.core.model import (
-    Gpu,
-    GpuChange,
-    Layout,
-    NodeChange,
-    NodeCondition,
-    NodeView,
-    Split,
-)
+from slurm_mig.core.model import Gpu, Layout, NodeCondition, NodeView
 from slurm_mig.core.records import Phase
 from slurm_mig.errors import BusyError, Exit, SlurmMigError
 from slurm_mig.gpuverbs import Answer, Request

@@ -23,9 +23,10 @@ from slurm_mig.adapters.registrar import Registrar
 from slurm_mig.adapters.turns import Turns
 from slurm_mig.config import NodeSettings
 from slurm_mig.core import slotmap
+from slurm_mig.core.changes import GpuChange, NodeChange
 from slurm_mig.core.codec import decode, encode
 from slurm_mig.core.layouts import Cut, cut_of
-from slurm_mig.core.model import Gpu, GpuChange, Instance, NodeChange, Placement, Slots
+from slurm_mig.core.model import Gpu, Instance, Placement, Slots
 from slurm_mig.core.ownership import Outside
 from slurm_mig.core.records import ManagedNode, NodeFacts
 from slurm_mig.errors import BusyError, ConfigError, GpuError, SlurmMigError

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from slurm_mig.core import arrangement, ownership, publish, slots
+from slurm_mig.core.changes import NodeChange
 from slurm_mig.core.fences import KEPT_AWAY, lost, orphaned, ours, refused
 from slurm_mig.core.layouts import steps
-from slurm_mig.core.model import Gpu, NodeChange, Slots, SlurmNode
+from slurm_mig.core.model import Gpu, Slots, SlurmNode
 from slurm_mig.core.records import ManagedNode, NodeFacts, Phase, Transaction
 from slurm_mig.core.transitions import Situation, Step
 from slurm_mig.errors import BusyError, GoneError, SlurmMigError, UnreachableError

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from slurm_mig.core.model import JobRequest, NodeChange, Slots, SlurmNode
+from slurm_mig.core.changes import NodeChange
+from slurm_mig.core.model import JobRequest, Slots, SlurmNode
 from slurm_mig.core.ownership import Outside
 from slurm_mig.core.records import CycleReport, ManagedNode, NodeFacts, Pause, Transaction
 from slurm_mig.errors import SlurmMigError

@@ -24,16 +24,9 @@ from slurm_mig.core import (
     slots,
     submit,
 )
+from slurm_mig.core.changes import Plan
 from slurm_mig.core.fences import orphaned
-from slurm_mig.core.model import (
-    Gpu,
-    JobRequest,
-    NodeCondition,
-    NodeView,
-    Patience,
-    Plan,
-    SlurmNode,
-)
+from slurm_mig.core.model import Gpu, JobRequest, NodeCondition, NodeView, Patience, SlurmNode
 from slurm_mig.core.question import Question
 from slurm_mig.core.records import CycleReport, ManagedNode, NodeFacts, Phase, Transaction
 from slurm_mig.core.silence import Silences

@@ -10,20 +10,9 @@ from datetime import datetime
 from typing import Any
 
 from slurm_mig.core import monitoring, slots
+from slurm_mig.core.changes import GpuChange, NodeChange, Plan
 from slurm_mig.core.layouts import Cut, steps
-from slurm_mig.core.model import (
-    Gpu,
-    GpuChange,
-    Instance,
-    JobRequest,
-    NodeChange,
-    NodeView,
-    Place,
-    Placement,
-    Plan,
-    counts,
-    is_filler,
-)
+from slurm_mig.core.model import Gpu, Instance, JobRequest, NodeView, Place, Placement, is_filler
 from slurm_mig.core.pauses import said
 from slurm_mig.core.purpose import purpose
 from slurm_mig.core.records import CycleReport, Pause, Transaction
@@ -32,6 +21,14 @@ MIN_SLICE, MAX_SLICE = 3, 12
 """Columns of one memory slice on the map."""
 
 EMPTY = "·"
+
+
+def counts(placements: Iterable[Placement]) -> str:
+    """`3g.20gb, 1g.5gb*3`: the placements by profile, for people."""
+    tally: dict[str, int] = {}
+    for placement in sorted(placements):
+        tally[placement.profile] = tally.get(placement.profile, 0) + 1
+    return ", ".join(name if n == 1 else f"{name}*{n}" for name, n in tally.items()) or "empty"
 
 
 def status_text(

@@ -12,8 +12,9 @@ from typing import Any
 
 from slurm_mig.adapters.sessions import Sessions
 from slurm_mig.core import answers
+from slurm_mig.core.changes import NodeChange
 from slurm_mig.core.codec import decode, encode
-from slurm_mig.core.model import NodeChange, Slots
+from slurm_mig.core.model import Slots
 from slurm_mig.core.ownership import Outside
 from slurm_mig.core.records import ManagedNode, NodeFacts
 from slurm_mig.core.silence import Silences

@@ -11,7 +11,8 @@ import click
 from slurm_mig import config
 from slurm_mig.commands.options import CONFIG_OPTION
 from slurm_mig.core import snapshot
-from slurm_mig.core.model import NodeView, Plan
+from slurm_mig.core.changes import Plan
+from slurm_mig.core.model import NodeView
 from slurm_mig.errors import ConfigError
 
 

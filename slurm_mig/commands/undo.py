@@ -29,7 +29,8 @@ def undo(config_path: Path, node: str, *, dry_run: bool) -> None:
     from slurm_mig.adapters.system import who_asks
     from slurm_mig.assembly import Assembly
     from slurm_mig.core import undo as core
-    from slurm_mig.core.model import NodeCondition, Plan
+    from slurm_mig.core.changes import Plan
+    from slurm_mig.core.model import NodeCondition
     from slurm_mig.core.records import Phase
 
     assembly = Assembly.of(config.load(config_path))

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from slurm_mig.core import slots
-from slurm_mig.core.model import Device, Gpu, NodeChange, Slots, SlurmNode, is_filler
+from slurm_mig.core.changes import NodeChange
+from slurm_mig.core.model import Device, Gpu, Slots, SlurmNode, is_filler
 from slurm_mig.core.records import ManagedNode
 from slurm_mig.errors import BusyError
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from slurm_mig.core import conditions
-from slurm_mig.core.model import JobRequest, NodeView, Plan, Refusal
+from slurm_mig.core.changes import Plan, Refusal
+from slurm_mig.core.model import JobRequest, NodeView
 
 WAITS_FOR_RESOURCES = frozenset(
     {"Resources", "Priority", "ReqNodeNotAvail", "NodeDown", "Reserved", "Nodes"}

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 from slurm_mig.core import durations, geometry
-from slurm_mig.core.model import Gpu, GpuChange, Instance, Layout, Placement
+from slurm_mig.core.changes import GpuChange
+from slurm_mig.core.model import Gpu, Instance, Layout, Placement
 from slurm_mig.core.profiles import device_name, parts
 from slurm_mig.errors import UsageError
 

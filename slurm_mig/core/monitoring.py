@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from slurm_mig.core.changes import Plan
 from slurm_mig.core.model import (
     ComputeInstance,
     Gpu,
@@ -19,7 +20,6 @@ from slurm_mig.core.model import (
     NodeView,
     Place,
     Placement,
-    Plan,
     is_filler,
 )
 from slurm_mig.core.records import CycleReport, ManagedNode, Transaction

@@ -12,19 +12,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from slurm_mig.core import geometry, withhold
+from slurm_mig.core.changes import GpuChange, NodeChange, Plan, Refusal
 from slurm_mig.core.draft import NodeDraft, not_now
 from slurm_mig.core.model import (
     Gpu,
-    GpuChange,
     JobRequest,
     Layout,
-    NodeChange,
     NodeView,
     Patience,
     Place,
     Placement,
-    Plan,
-    Refusal,
     Withholding,
     is_filler,
 )

@@ -10,17 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from slurm_mig.core import geometry
+from slurm_mig.core.changes import NodeChange, Plan, Refusal
 from slurm_mig.core.conditions import RESHAPE_S
-from slurm_mig.core.model import (
-    Gpu,
-    JobRequest,
-    Layout,
-    NodeChange,
-    NodeView,
-    Patience,
-    Plan,
-    Refusal,
-)
+from slurm_mig.core.model import Gpu, JobRequest, Layout, NodeView, Patience
 from slurm_mig.core.planning.limits import Limits
 from slurm_mig.core.planning.rules import Rules
 from slurm_mig.core.records import ManagedNode

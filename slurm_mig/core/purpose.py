@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from slurm_mig.core.model import JobRequest, NodeChange, Plan
+from slurm_mig.core.changes import NodeChange, Plan
+from slurm_mig.core.model import JobRequest
 
 
 def purpose(change: NodeChange) -> str:

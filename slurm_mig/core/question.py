@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from slurm_mig.core import demand
-from slurm_mig.core.model import JobRequest, Layout, NodeView, Plan, Refusal
+from slurm_mig.core.changes import Plan, Refusal
+from slurm_mig.core.model import JobRequest, Layout, NodeView
 from slurm_mig.core.planning.plan import plan
 from slurm_mig.core.planning.rules import Rules
 

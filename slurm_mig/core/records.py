@@ -9,16 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from slurm_mig.core.model import (
-    Gpu,
-    Layout,
-    NodeChange,
-    Placement,
-    Profile,
-    Slots,
-    Withholding,
-    is_filler,
-)
+from slurm_mig.core.changes import NodeChange
+from slurm_mig.core.model import Gpu, Layout, Placement, Profile, Slots, Withholding, is_filler
 from slurm_mig.core.ownership import Outside
 from slurm_mig.core.silence import Silence
 

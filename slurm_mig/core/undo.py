@@ -5,18 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+from slurm_mig.core.changes import GpuChange, NodeChange
 from slurm_mig.core.draft import NodeDraft
 from slurm_mig.core.layouts import Cut, cut_of
-from slurm_mig.core.model import (
-    Gpu,
-    GpuChange,
-    NodeChange,
-    NodeView,
-    Place,
-    Placement,
-    Withholding,
-    is_filler,
-)
+from slurm_mig.core.model import Gpu, NodeView, Place, Placement, Withholding, is_filler
 from slurm_mig.core.records import Event, Phase, Transaction
 from slurm_mig.errors import BusyError, SlurmMigError
 

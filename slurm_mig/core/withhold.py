@@ -12,14 +12,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from slurm_mig.core import geometry
+from slurm_mig.core.changes import GpuChange, NodeChange
 from slurm_mig.core.draft import NodeDraft, never
 from slurm_mig.core.model import (
     Allocation,
     Gpu,
-    GpuChange,
     JobRequest,
     Layout,
-    NodeChange,
     Patience,
     Placement,
     Withholding,

@@ -32,7 +32,8 @@ from multiprocessing.connection import Connection
 from typing import TypeVar
 
 from slurm_mig.core import demand, geometry, planner
-from slurm_mig.core.model import Gpu, GpuChange, Layout, NodeView, Plan
+from slurm_mig.core.changes import GpuChange, Plan
+from slurm_mig.core.model import Gpu, Layout, NodeView
 from slurm_mig.core.planning import highs
 from slurm_mig.core.planning.classes import Problem, problem
 from slurm_mig.core.planning.fleet import Fleet

@@ -323,9 +323,9 @@ def test_the_state_directory_is_lost_for_good(node: ManagedCluster) -> None:
     """The node is taken up again once it has no gpu job."""
     has = Work(node, 0, "")
     has.waiting = wanting(node)
-    has.strike(Fault("lost", LOST), "nodes.reshape")
+    said = has.strike(Fault("lost", LOST), "nodes.reshape")
     seen = look(node, NODE)
-    assert "DRAIN" in seen.state
+    assert "DRAIN" in seen.state, said
     assert "needs a person" in seen.reason
     assert f"slurm-mig enrol {NODE}" in seen.reason
     node.slurm_mig("enrol", NODE)

@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from slurm_mig.core import publish, slots
+from slurm_mig.core.changes import NodeChange
 from slurm_mig.core.model import (
     Allocation,
     Device,
     Gpu,
     JobRequest,
-    NodeChange,
     Place,
     Placement,
     Slots,

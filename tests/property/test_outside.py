@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from slurm_mig.core import geometry, ownership
-from slurm_mig.core.model import Layout, NodeView, Patience, Place, Plan
+from slurm_mig.core.changes import Plan
+from slurm_mig.core.model import Layout, NodeView, Patience, Place
 from slurm_mig.core.ownership import Outside
 from slurm_mig.core.planning.plan import plan
 from slurm_mig.core.planning.rules import Rules

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from slurm_mig.core.model import JobRequest, Layout, NodeView, Placement, Plan
+from slurm_mig.core.changes import Plan
+from slurm_mig.core.model import JobRequest, Layout, NodeView, Placement
 from slurm_mig.core.planning.limits import Limits
 from slurm_mig.core.planning.plan import plan
 from slurm_mig.core.planning.rules import Rules

@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from slurm_mig.core import geometry, slots
+from slurm_mig.core.changes import GpuChange, NodeChange
 from slurm_mig.core.layouts import Cut
-from slurm_mig.core.model import GpuChange, Layout, NodeChange, Placement, SlurmNode
+from slurm_mig.core.model import Layout, Placement, SlurmNode
 from slurm_mig.core.ownership import Outside
 from slurm_mig.core.records import ManagedNode, Phase
 from slurm_mig.core.transitions import Situation, Step, broken, next_step, steps

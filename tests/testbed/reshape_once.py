@@ -15,8 +15,9 @@ from pathlib import Path
 from slurm_mig import config
 from slurm_mig.adapters.system import RealClock
 from slurm_mig.assembly import Assembly
+from slurm_mig.core.changes import GpuChange, NodeChange
 from slurm_mig.core.codec import encode
-from slurm_mig.core.model import Gpu, GpuChange, NodeChange, Placement
+from slurm_mig.core.model import Gpu, Placement
 from slurm_mig.errors import SlurmMigError
 from slurm_mig.executor import Executor
 from slurm_mig.noderun import Limits

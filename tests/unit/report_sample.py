@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from slurm_mig.core.model import (
-    Allocation,
-    Gpu,
-    GpuChange,
-    NodeChange,
-    NodeCondition,
-    NodeView,
-    Plan,
-    Withholding,
-)
+from slurm_mig.core.changes import GpuChange, NodeChange, Plan
+from slurm_mig.core.model import Allocation, Gpu, NodeCondition, NodeView, Withholding
 from slurm_mig.core.monitoring import Ended
 from slurm_mig.core.records import CycleReport, Event, Pause, Phase, Transaction
 from slurm_mig.report.page import Picture

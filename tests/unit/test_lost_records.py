@@ -11,7 +11,7 @@ from slurm_mig.adapters.copies import Copies
 from slurm_mig.adapters.managedfiles import ManagedFiles, Places
 from slurm_mig.adapters.remote import RemoteControllers
 from slurm_mig.adapters.store import FileStore
-from slurm_mig.core.model import NodeChange
+from slurm_mig.core.changes import NodeChange
 from slurm_mig.core.records import ManagedNode, Phase, Transaction
 from slurm_mig.errors import DriftError
 

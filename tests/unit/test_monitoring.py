@@ -16,7 +16,8 @@ from slurm_mig.adapters.prometheus import exposition
 from slurm_mig.adapters.store import FileStore
 from slurm_mig.config import MonitoringSettings
 from slurm_mig.core import monitoring
-from slurm_mig.core.model import Device, NodeChange, NodeView, Plan, Quality, Withholding
+from slurm_mig.core.changes import NodeChange, Plan, Quality
+from slurm_mig.core.model import Device, NodeView, Withholding
 from slurm_mig.core.monitoring import Counters, Ended, Histogram, kind_of
 from slurm_mig.core.planning.plan import plan
 from slurm_mig.core.records import CycleReport, ManagedNode, Phase, Transaction

@@ -15,7 +15,8 @@ from slurm_mig.adapters.store import FileStore
 from slurm_mig.cli import main
 from slurm_mig.commands.history import moment
 from slurm_mig.core import pauses, planner
-from slurm_mig.core.model import GpuChange, NodeChange, NodeView
+from slurm_mig.core.changes import GpuChange, NodeChange
+from slurm_mig.core.model import NodeView
 from slurm_mig.core.planning.plan import plan
 from slurm_mig.core.policy import Policy, review
 from slurm_mig.core.records import Event, ManagedNode, Pause, Phase, Transaction

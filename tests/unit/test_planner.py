@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from slurm_mig.core import planner
-from slurm_mig.core.model import NodeChange, NodeCondition
+from slurm_mig.core.changes import NodeChange
+from slurm_mig.core.model import NodeCondition
 from tests.unit.builders import A30, A100, at, gpu, job, node, ones
 
 

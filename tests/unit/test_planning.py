@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 
 from slurm_mig.core import snapshot
-from slurm_mig.core.model import Allocation, JobRequest, NodeView, Plan
+from slurm_mig.core.changes import Plan
+from slurm_mig.core.model import Allocation, JobRequest, NodeView
 from slurm_mig.core.planning.plan import plan
 from slurm_mig.core.planning.rules import Rules
 from slurm_mig.core.planning.weights import Weights

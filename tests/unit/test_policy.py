@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from slurm_mig.core import windows
-from slurm_mig.core.model import JobRequest, NodeView, Patience, Plan
+from slurm_mig.core.changes import Plan
+from slurm_mig.core.model import JobRequest, NodeView, Patience
 from slurm_mig.core.planning.limits import Limits
 from slurm_mig.core.planning.plan import plan
 from slurm_mig.core.planning.rules import Rules

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from slurm_mig.core import demand, preemption
-from slurm_mig.core.model import JobRequest, Plan, Refusal
+from slurm_mig.core.changes import Plan, Refusal
+from slurm_mig.core.model import JobRequest
 from slurm_mig.core.preemption import Candidate, Rules
 from tests.unit.builders import A100, gpu, job, node, ones
 

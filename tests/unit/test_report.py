@@ -14,7 +14,7 @@ import pytest
 
 from slurm_mig.adapters.store import FileStore
 from slurm_mig.config import MonitoringSettings
-from slurm_mig.core.model import Plan
+from slurm_mig.core.changes import Plan
 from slurm_mig.core.monitoring import Ended
 from slurm_mig.core.records import CycleReport
 from slurm_mig.monitor import Monitor

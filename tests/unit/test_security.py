@@ -20,8 +20,9 @@ from slurm_mig.adapters import trust
 from slurm_mig.adapters.atomic import write_atomic
 from slurm_mig.adapters.remote import RemoteNodes
 from slurm_mig.core import answers, submit
+from slurm_mig.core.changes import NodeChange
 from slurm_mig.core.codec import decode, encode
-from slurm_mig.core.model import Gpu, Instance, NodeChange
+from slurm_mig.core.model import Gpu, Instance
 from slurm_mig.core.planning.plan import plan
 from slurm_mig.core.policy import Policy, review
 from slurm_mig.core.records import ManagedNode, NodeFacts

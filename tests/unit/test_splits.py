@@ -9,9 +9,10 @@ from typing import cast
 import pytest
 
 from slurm_mig.core import monitoring, publish, slots, submit
+from slurm_mig.core.changes import GpuChange
 from slurm_mig.core.codec import decode, encode
 from slurm_mig.core.layouts import Cut, parse_inline
-from slurm_mig.core.model import ComputeInstance, Gpu, GpuChange, Instance, NodeView, Placement
+from slurm_mig.core.model import ComputeInstance, Gpu, Instance, NodeView, Placement
 from slurm_mig.core.planning.plan import plan
 from slurm_mig.core.records import ManagedNode, NodeFacts, Phase, Transaction
 from slurm_mig.core.undo import undo

@@ -8,15 +8,8 @@ from dataclasses import replace
 import pytest
 
 from slurm_mig.core import planner, slots
-from slurm_mig.core.model import (
-    Allocation,
-    NodeChange,
-    NodeView,
-    Patience,
-    Placement,
-    Withholding,
-    is_filler,
-)
+from slurm_mig.core.changes import NodeChange
+from slurm_mig.core.model import Allocation, NodeView, Patience, Placement, Withholding, is_filler
 from slurm_mig.core.policy import Policy
 from tests.unit.builders import A100, at, gpu, job, node, ones
 

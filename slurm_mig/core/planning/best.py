@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from slurm_mig.core.model import Quality
+from slurm_mig.core.changes import Quality
 from slurm_mig.core.planning import highs
 from slurm_mig.core.planning.classes import APART, problem
 from slurm_mig.core.planning.fleet import Fleet

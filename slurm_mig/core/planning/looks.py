@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from slurm_mig.core.model import NodeChange, is_filler
+from slurm_mig.core.changes import NodeChange
+from slurm_mig.core.model import is_filler
 from slurm_mig.core.planning.fleet import Fleet, Node
 from slurm_mig.core.planning.units import Pools, Size
 

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from slurm_mig.core import conditions, geometry, planner
+from slurm_mig.core.changes import NodeChange, Plan, Refusal
 from slurm_mig.core.draft import NodeDraft
-from slurm_mig.core.model import Gpu, JobRequest, Layout, NodeChange, NodeView, Plan, Refusal
+from slurm_mig.core.model import Gpu, JobRequest, Layout, NodeView
 from slurm_mig.core.planning import sieve
 from slurm_mig.core.planning.best import best
 from slurm_mig.core.planning.explaining import Explaining

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from slurm_mig.adapters.gpus import NvmlGpus
-from slurm_mig.core.model import Gpu, GpuChange, NodeChange, NodeView
+from slurm_mig.core.changes import GpuChange, NodeChange
+from slurm_mig.core.model import Gpu, NodeView
 from slurm_mig.errors import GpuError
 
 

@@ -8,8 +8,9 @@ import pytest
 
 from slurm_mig.adapters.gpus import NvmlGpus
 from slurm_mig.config import NodeSettings
+from slurm_mig.core.changes import GpuChange, NodeChange
 from slurm_mig.core.layouts import cuts_of, parse_inline
-from slurm_mig.core.model import GpuChange, NodeChange, Placement
+from slurm_mig.core.model import Placement
 from slurm_mig.errors import BusyError, GpuError
 from slurm_mig.node import NodeAgent
 from slurm_mig.relayout import Relayout
