@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
 from slurm_mig.core.model import JobRequest
-from slurm_mig.core.planning.fleet import Fleet, Node
+from slurm_mig.core.planning.fleet import Fleet
 from slurm_mig.core.planning.limits import MOST
+from slurm_mig.core.planning.node import Node
 from slurm_mig.core.planning.shapes import Shape
 from slurm_mig.errors import ArrangementError
 

@@ -9,7 +9,8 @@ from slurm_mig.core import planner, withhold
 from slurm_mig.core.changes import NodeChange
 from slurm_mig.core.draft import NodeDraft
 from slurm_mig.core.model import JobRequest, NodeView, Patience
-from slurm_mig.core.planning.fleet import Fleet, uses
+from slurm_mig.core.planning.fleet import Fleet
+from slurm_mig.core.planning.node import uses
 from slurm_mig.core.planning.rules import Rules
 from slurm_mig.core.planning.sieve import barred
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from slurm_mig.core.changes import NodeChange
 from slurm_mig.core.model import is_filler
-from slurm_mig.core.planning.fleet import Fleet, Node
+from slurm_mig.core.planning.fleet import Fleet
+from slurm_mig.core.planning.node import Node
 from slurm_mig.core.planning.units import Pools, Size
 
 

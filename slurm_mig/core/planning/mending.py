@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 
 from slurm_mig.core.model import JobRequest
 from slurm_mig.core.planning.classes import Problem
-from slurm_mig.core.planning.fleet import Fleet, Node
+from slurm_mig.core.planning.fleet import Fleet
+from slurm_mig.core.planning.node import Node
 from slurm_mig.core.planning.options import Option
 from slurm_mig.core.planning.placing import Places
 from slurm_mig.core.planning.tables import Tables

@@ -21,9 +21,10 @@ from slurm_mig.core.planning import sieve
 from slurm_mig.core.planning.best import best
 from slurm_mig.core.planning.explaining import Explaining
 from slurm_mig.core.planning.filling import fill, waiting_mix
-from slurm_mig.core.planning.fleet import Fleet, Node
+from slurm_mig.core.planning.fleet import Fleet
 from slurm_mig.core.planning.keeping import Keeping
 from slurm_mig.core.planning.looks import urgency
+from slurm_mig.core.planning.node import Node
 from slurm_mig.core.planning.placing import Places
 from slurm_mig.core.planning.rules import Rules
 from slurm_mig.core.planning.stage import Staged

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from slurm_mig.core.draft import NodeDraft, not_now
 from slurm_mig.core.model import JobRequest, NodeView, is_filler
-from slurm_mig.core.planning.fleet import Node
+from slurm_mig.core.planning.node import Node
 from slurm_mig.core.planning.options import Option
 from slurm_mig.core.planning.tables import Tables
 from slurm_mig.core.planning.weights import Weights

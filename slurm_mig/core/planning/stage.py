@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from slurm_mig.core.planning.classes import Member, Problem, problem, refined
-from slurm_mig.core.planning.fleet import Fleet, Node
+from slurm_mig.core.planning.fleet import Fleet
 from slurm_mig.core.planning.mending import Mender
+from slurm_mig.core.planning.node import Node
 from slurm_mig.core.planning.placing import Places
 from slurm_mig.core.planning.programme import Programme, Solution
 from slurm_mig.core.planning.units import Pools, Unit

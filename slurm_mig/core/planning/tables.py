@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from slurm_mig.core.planning.fleet import Node
 from slurm_mig.core.planning.gpudraft import Draft
 from slurm_mig.core.planning.limits import Key
+from slurm_mig.core.planning.node import Node
 from slurm_mig.core.planning.options import Option, OptionTable, State, table_of
 from slurm_mig.core.planning.weights import Weights
 
