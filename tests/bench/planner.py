@@ -1,6 +1,7 @@
 """The planner against straightforward models of the same problem, and against first-fit.
 
     scripts/bench planner [--json] [--sizes 8,80,800,8000] [--baselines 8,80] [--cap SECONDS]
+                          [--memory GIB]
 
 Random clusters of mixed models, 60 % of the instances busy (tests/bench/planning/sample.py says
 how), with random queues. What is timed is what a cycle does with what it observed: the clock starts
@@ -11,9 +12,9 @@ in it: what observing costs (the network's), and the import of the solver, once 
 (`import_solver_s`).
 
 The baselines get the same demand and the same objective: one variable for each GPU and placement,
-and for each job and node, in OR-Tools' CP-SAT and in HiGHS, one thread, `--cap` seconds and
-MEMORY_GIB each; and first-fit, job by job. Larger sizes for `--baselines` take up to three caps
-each. Every plan is replayed on the simulated NVML.
+and for each job and node, in OR-Tools' CP-SAT and in HiGHS, one thread, `--cap` seconds (as many
+again to state the problem) and `--memory` each; and first-fit, job by job. Larger sizes for
+`--baselines` take up to five caps each. Every plan is replayed on the simulated NVML.
 """
 
 from __future__ import annotations
@@ -56,7 +57,15 @@ ROUNDS = 3
 LONG_S = 10.0
 """What took so long is not measured again."""
 LARGEST = 8000
-MEMORY_GIB = 6
+
+
+@dataclass(frozen=True)
+class Cap:
+    """What each baseline may take."""
+
+    seconds: float = 90.0
+    """For solving; as many again for stating the problem."""
+    memory_gib: float = 6.0
 
 
 @dataclass(frozen=True)
@@ -116,14 +125,14 @@ def ours(size: int, given: Sample) -> tuple[list[Claim], Plan]:
     ], made
 
 
-def in_time(work: Callable[[], T], cap_s: float) -> T | None:
-    """The result of something that knows no limits, from a process that is ended at its cap, or
-    where it wants more memory than MEMORY_GIB."""
+def in_time(work: Callable[[], T], seconds: float, memory_gib: float) -> T | None:
+    """The result of something that knows no limits, from a process that is ended after so long, or
+    where it wants more memory."""
     context = get_context("fork")
     mine, other = context.Pipe(duplex=False)
 
     def send(to: Connection) -> None:
-        most = MEMORY_GIB << 30
+        most = round(memory_gib * (1 << 30))
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
         try:
             to.send(work())
@@ -134,7 +143,7 @@ def in_time(work: Callable[[], T], cap_s: float) -> T | None:
     process.start()
     other.close()
     result = None
-    if mine.poll(cap_s):
+    if mine.poll(seconds):
         try:
             result = mine.recv()
         except EOFError:
@@ -145,7 +154,7 @@ def in_time(work: Callable[[], T], cap_s: float) -> T | None:
     return result
 
 
-def first_fit(given: Sample, cap_s: float) -> tuple[float, int] | None:
+def first_fit(given: Sample, cap: Cap) -> tuple[float, int] | None:
     """Seconds, and the value by the same objective; None when it does not end in time."""
     waiting = demand.waiting(given.requests)
 
@@ -154,7 +163,7 @@ def first_fit(given: Sample, cap_s: float) -> tuple[float, int] | None:
         made = planner.plan(given.views, waiting)
         return time.perf_counter() - start, value_of(given.views, made, given)
 
-    return in_time(work, cap_s)
+    return in_time(work, cap.seconds, cap.memory_gib)
 
 
 def value_of(views: Sequence[NodeView], made: Plan, given: Sample) -> int:
@@ -212,14 +221,21 @@ class Compared:
     answer: Answer
 
 
-def compared(of: Stated, name: str, cap_s: float) -> Compared | None:
+def compared(of: Stated, name: str, cap: Cap) -> Compared | None:
     """One solver beside ours; None when it has no answer in its time and memory."""
     importlib.import_module("ortools.sat.python.cp_model" if name == "cp_sat" else "highspy")
     tables = of.problem().tables
 
     def other() -> Answer:
+        start = time.perf_counter()
         model = Ungrouped(of.fleet, of.pools, of.unmet, tables, Weights())
-        return model.by_cp_sat(cap_s) if name == "cp_sat" else model.by_highs(cap_s)
+        told("the matrix", model, start)
+        if name == "highs":
+            return model.by_highs(cap.seconds)
+        start = time.perf_counter()
+        stated = model.for_cp_sat()
+        told("CP-SAT's model", model, start)
+        return model.by_cp_sat(stated, cap.seconds)
 
     def work() -> Compared:
         gc.disable()
@@ -230,14 +246,23 @@ def compared(of: Stated, name: str, cap_s: float) -> Compared | None:
             for times, new in ((first, True), (mine, False)) * 5:
                 if new:
                     table_of.cache_clear()
-                times.append(clock(lambda: highs.solve(of.problem().programme, cap_s))[0])
+                times.append(clock(lambda: highs.solve(of.problem().programme, cap.seconds))[0])
             seconds, answer = clock(other)
             others.append(seconds)
         return Compared(
             statistics.median(mine), statistics.median(first), statistics.median(others), answer
         )
 
-    return in_time(work, 2 * cap_s)
+    return in_time(work, 2 * cap.seconds, cap.memory_gib)
+
+
+def told(what: str, model: Ungrouped, start: float) -> None:
+    """Say how long it took to state a large problem, and what it is."""
+    seconds = time.perf_counter() - start
+    if seconds > LONG_S:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        size = f"{len(model.matrix.cost)} columns, {len(model.matrix.row_lower)} rows"
+        note(f"  {what}: {size} in {seconds:.0f} s, {peak:.0f} MiB")
 
 
 def clock(work: Callable[[], T]) -> tuple[float, T]:
@@ -247,15 +272,16 @@ def clock(work: Callable[[], T]) -> tuple[float, T]:
     return time.perf_counter() - start, result
 
 
-def solvers(size: int, given: Sample, value: int, plan_s: float, cap_s: float) -> list[Claim]:
+def solvers(size: int, given: Sample, value: int, plan_s: float, cap: Cap) -> list[Claim]:
     """The ungrouped model in both solvers, beside ours: the same demand, from the same state of the
     fleet. `value` and `plan_s` are the whole plan's, on nodes."""
     of = stated(given)
     claims, proven, same = [], [], True
     for name in ("cp_sat", "highs"):
-        found = compared(of, name, cap_s)
+        found = compared(of, name, cap)
         if found is None:
-            note(f"  {size} GPUs, {name}: nothing in {2 * cap_s:.0f} s and {MEMORY_GIB} GiB")
+            limits = f"{2 * cap.seconds:.0f} s and {cap.memory_gib:g} GiB"
+            note(f"  {size} GPUs, {name}: nothing in {limits}")
             claims.append(Claim(f"{name}_{size}_proven", 0, ""))
             continue
         seconds, answer = found.other_s, found.answer
@@ -306,10 +332,10 @@ def measured(size: int) -> tuple[list[Claim], Sample, Plan]:
     return claims, given, made
 
 
-def baselines(size: int, given: Sample, made: Plan, plan_s: float, cap_s: float) -> list[Claim]:
+def baselines(size: int, given: Sample, made: Plan, plan_s: float, cap: Cap) -> list[Claim]:
     """First-fit and the ungrouped models on one size."""
     claims = []
-    if value := first_fit(given, cap_s):
+    if value := first_fit(given, cap):
         seconds, points = value
         share = points / max(value_of(given.views, made, given), 1)
         claims = [
@@ -317,7 +343,7 @@ def baselines(size: int, given: Sample, made: Plan, plan_s: float, cap_s: float)
             Claim(f"first_fit_{size}_value_share", share, ""),
         ]
     assert made.quality is not None
-    return claims + solvers(size, given, made.quality.value, plan_s, cap_s)
+    return claims + solvers(size, given, made.quality.value, plan_s, cap)
 
 
 def scattered() -> list[Claim]:
@@ -357,8 +383,10 @@ def main() -> int:
     options.add_argument("--json", action="store_true")
     options.add_argument("--sizes", type=sizes, default=list(JOBS))
     options.add_argument("--baselines", type=sizes, default=[8, 80])
-    options.add_argument("--cap", type=float, default=90.0)
+    options.add_argument("--cap", type=float, default=Cap.seconds)
+    options.add_argument("--memory", type=float, default=Cap.memory_gib)
     given = options.parse_args()
+    cap = Cap(given.cap, given.memory)
     start = time.perf_counter()
     importlib.import_module("highspy")
     claims = [Claim("import_solver_s", time.perf_counter() - start, "s")]
@@ -367,7 +395,7 @@ def main() -> int:
         mine, cluster, made = measured(size)
         claims += mine
         if size in given.baselines:
-            claims += baselines(size, cluster, made, mine[0].value, given.cap)
+            claims += baselines(size, cluster, made, mine[0].value, cap)
     if LARGEST in given.sizes:
         claims += scattered()
     claims += growth(claims)

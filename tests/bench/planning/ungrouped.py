@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from slurm_mig.core.planning.fleet import Fleet, Node
+from slurm_mig.core.planning.fleet import Fleet
 from slurm_mig.core.planning.gpudraft import Draft
 from slurm_mig.core.planning.highs import run
+from slurm_mig.core.planning.node import Node
 from slurm_mig.core.planning.programme import Entries, Matrix
 from slurm_mig.core.planning.tables import Tables
 from slurm_mig.core.planning.units import Pools, Unit
@@ -172,7 +174,8 @@ class Ungrouped:
         )
         return Answer(value, value * (1 + gap), gap == 0)
 
-    def by_cp_sat(self, limit_s: float) -> Answer:
+    def for_cp_sat(self) -> Any:
+        """The same as CP-SAT's own model."""
         from ortools.sat.python import cp_model
 
         model = cp_model.CpModel()
@@ -189,6 +192,12 @@ class Ungrouped:
                 model.add(total <= int(upper))
         costs = zip(columns, self.matrix.cost, strict=True)
         model.minimize(sum(column * int(cost) for column, cost in costs if cost))
+        return model
+
+    def by_cp_sat(self, model: Any, limit_s: float) -> Answer:
+        """`model` is from `for_cp_sat`."""
+        from ortools.sat.python import cp_model
+
         solver = cp_model.CpSolver()
         solver.parameters.max_time_in_seconds = limit_s
         solver.parameters.num_workers = 1
