@@ -79,6 +79,10 @@ class SilentError(UnreachableError):
     """A host that took long to fail: each try keeps everybody waiting."""
 
 
+class LeftAloneError(SilentError):
+    """A host that was silent and is not asked yet: nothing was tried."""
+
+
 class GoneError(UnreachableError):
     """slurmctld has no such node any more."""
 

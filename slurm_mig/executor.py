@@ -27,6 +27,7 @@ from slurm_mig.errors import (
     GoneError,
     GpuError,
     InvariantError,
+    LeftAloneError,
     LeftOverError,
     SlurmMigError,
     UnreachableError,
@@ -248,7 +249,8 @@ class Executor:
         log.error("%s: left drained: %s", run.transaction.node, why)
         now, so_far = self._at.clock.now(), run.transaction
         since = so_far.failing_since or now
-        tried = replace(so_far, note=why, failures=so_far.failures + 1, failing_since=since)
+        failures = so_far.failures + (not isinstance(error, LeftAloneError))
+        tried = replace(so_far, note=why, failures=failures, failing_since=since)
         lasting = tried.failures >= TRIES and ago(since, now) >= self._at.limits.quarantine_after_s
         if so_far.needs or lasting or isinstance(error, FOR_A_PERSON):
             tried = replace(tried, needs=_needs(tried.node, error))

@@ -10,7 +10,7 @@ counters.json            what only grows, for the metrics; how far history.jsonl
 differing/NODE           the node's instances and Slurm's view of them differ: the slurmctld prolog
                          (scripts/slurmctld_prolog) starts no job on it
 lock                     held by the one command that may change anything, on whatever host
-turn                     how many have held it: nodes refuse what comes late from an earlier one
+turn                     greater at each taking: nodes refuse what comes late from an earlier one
 """
 
 from __future__ import annotations
@@ -80,13 +80,14 @@ class FileStore:
 
     def _next_turn(self) -> int:
         """By the clock, as a state directory that was lost must not begin again at 1; by the last
-        one, as the clock may be set back."""
+        one, as the clock may be set back. In nanoseconds: commands that follow each other must not
+        count faster than the clock, which would be ahead of them after such a loss."""
         path = self.root / "turn"
         try:
             text = path.read_text().strip()
         except OSError:
             text = ""
-        turn = max(int(text) + 1 if text.isdigit() else 1, int(time.time()))
+        turn = max(int(text) + 1 if text.isdigit() else 1, time.time_ns())
         write_atomic(path, f"{turn}\n")
         return turn
 

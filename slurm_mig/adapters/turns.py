@@ -73,7 +73,11 @@ def _note(descriptor: int, turn: int) -> None:
     text = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
     latest = int(text) if text.isdigit() else 0
     if turn < latest:
-        raise BusyError("another command has taken over since; nothing was touched")
+        raise BusyError(
+            "another command has taken over since; nothing was touched",
+            hint="If there is none, the controller's clock was ahead and its state directory has "
+            "been lost since: remove /run/slurm-mig/turn on the node.",
+        )
     if turn > latest:
         # Never shorter than the one before: one write replaces it whole.
         os.pwrite(descriptor, f"{turn}\n".encode(), 0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from slurm_mig.errors import SilentError, UnreachableError
+from slurm_mig.errors import LeftAloneError, UnreachableError
 
 MOST = 16
 """How many times as long as the first time a node is left alone at most."""
@@ -38,14 +38,14 @@ class Silences:
         self._rest_s = rest_s
         self._now = now
 
-    def left_alone(self, name: str) -> SilentError | None:
+    def left_alone(self, name: str) -> LeftAloneError | None:
         """Why the node is not asked now, if it is not."""
         found, now = self.known.get(name), self._now()
         # Before its last failure: the clock was set back, and nobody knows how long ago that was.
         if found is None or not found.last <= now < found.until:
             return None
         times = "once" if found.times == 1 else f"{found.times} times"
-        return SilentError(
+        return LeftAloneError(
             f"{found.why}; it has kept a cycle waiting {times} and is asked again in "
             f"{found.until - now:.0f} s"
         )

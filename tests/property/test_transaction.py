@@ -21,7 +21,7 @@ from slurm_mig.core.model import Layout, Placement, SlurmNode
 from slurm_mig.core.ownership import Outside
 from slurm_mig.core.records import ManagedNode, Phase
 from slurm_mig.core.transitions import Situation, Step, broken, next_step, steps
-from slurm_mig.errors import DriftError, InvariantError
+from slurm_mig.errors import DriftError, InvariantError, LeftAloneError
 from tests.fakes.gpus import FakeGpus, made_instance, sorted_by_place
 from tests.fakes.world import NODE, FakeCluster, FakeFiles, KilledError, World, record
 from tests.unit.builders import A100, gpu
@@ -199,6 +199,22 @@ def test_no_person_is_asked_for_before_time(cycles: int, pause_s: float) -> None
     assert world.transaction is not None
     assert (world.transaction.failures, world.transaction.needs) == (cycles, "")
     assert world.reason == world.transaction.reason
+    assert recover(world) is Phase.RELEASED
+
+
+def test_a_cycle_that_does_not_ask_the_node_is_no_try() -> None:
+    """However long it is left alone: nobody has looked whether the last try has mended it."""
+
+    class LeftAlone(FakeCluster):
+        def watch(self, name: str) -> SlurmNode:
+            raise LeftAloneError(f"{name}: it is asked again in 30 s")
+
+    world = held(1, 0)
+    for _ in range(5):
+        world.clock.sleep(600)
+        assert recover(world, LeftAlone(world)) is Phase.HELD
+    assert world.transaction is not None
+    assert world.transaction.failures == 1
     assert recover(world) is Phase.RELEASED
 
 

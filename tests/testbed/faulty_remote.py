@@ -105,7 +105,7 @@ def main(host: str) -> int:
         if kind in ("fail", "late", "killed"):
             return LOST
         answer = node.ask(line)
-        if kind == "lost":
+        if kind == "lost" or not answer:
             return LOST
         sys.stdout.buffer.write(b"Welcome to this node!\n" if kind == "rubbish" else answer)
         sys.stdout.buffer.flush()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from slurm_mig.adapters.store import FileStore
 from slurm_mig.adapters.turns import Turns
 from slurm_mig.errors import BusyError
 from slurm_mig.node import answer_all
@@ -49,3 +50,12 @@ def test_a_request_without_a_turn_is_one_that_looks(tmp_path: Path) -> None:
         None,
         "ConfigError",
     ]
+
+
+def test_turns_go_on_where_the_state_directory_was_lost(tmp_path: Path) -> None:
+    """However many commands there were before in a short time."""
+    seen = []
+    for n in range(40):
+        with (store := FileStore(tmp_path / str(n // 20))).lock():
+            seen.append(store.turn)
+    assert seen == sorted(set(seen))
