@@ -30,19 +30,14 @@ from slurm_mig.core.planning.weights import Weights
 from slurm_mig.core.policy import GroupRules, Policy
 from slurm_mig.core.records import CycleReport, ManagedNode, NodeFacts
 from slurm_mig.core.silence import Silences
-from slurm_mig.enrolment import (
-    Enrolment,
-    Whole,
-    managed_node,
-    refuse_other_way,
-    refuse_unsupported,
-    unsupported,
-)
+from slurm_mig.enrolment import Enrolment
 from slurm_mig.errors import ConfigError
 from slurm_mig.executor import Executor
 from slurm_mig.monitor import Monitor
+from slurm_mig.newnode import Whole, managed_node
 from slurm_mig.noderun import Limits
 from slurm_mig.reconciler import Reconciler
+from slurm_mig.sitefiles import refuse_other_way, refuse_unsupported, unsupported
 
 
 def planning_rules(settings: Settings) -> Rules:

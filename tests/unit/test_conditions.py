@@ -10,8 +10,8 @@ import pytest
 from slurm_mig.adapters.slurmfiles import SlurmFiles
 from slurm_mig.core import conditions
 from slurm_mig.core.model import Allocation, Reservation, SlurmNode
-from slurm_mig.enrolment import refuse_unsupported, unsupported
 from slurm_mig.errors import ConfigError
+from slurm_mig.sitefiles import refuse_unsupported, unsupported
 from tests.unit.builders import gpu, job, node, ones
 
 

@@ -16,11 +16,12 @@ from slurm_mig.core.model import ComputeInstance, Gpu, Instance, NodeView, Place
 from slurm_mig.core.planning.plan import plan
 from slurm_mig.core.records import ManagedNode, NodeFacts, Phase, Transaction
 from slurm_mig.core.undo import undo
-from slurm_mig.enrolment import SiteFiles, managed_node
 from slurm_mig.errors import BusyError, ConfigError, SlurmMigError
 from slurm_mig.managedlayout import node_change, planned
+from slurm_mig.newnode import managed_node
 from slurm_mig.render import map_lines
 from slurm_mig.report import gpus as report
+from slurm_mig.sitefiles import SiteFiles
 from tests.fakes.gpus import made_instance
 from tests.unit.builders import A100, at, gpu, job, node, ones
 
