@@ -100,8 +100,7 @@ def cluster() -> Iterator[ManagedCluster]:
         for name in NODES:
             found.restart_daemon("slurmd", name)
         for name in (OURS, PYTHON):
-            found.sh("setsid -f slurm-mig hook check --linger 3600 >/tmp/check.log 2>&1 </dev/null",
-                     node=name)  # fmt: skip
+            found.begin("slurm-mig hook check --linger 3600", "/tmp/check.log", node=name)
         yield found
 
 
@@ -179,10 +178,9 @@ def started(found: ManagedCluster, profile: str) -> float:
 
 def submissions(found: ManagedCluster, rounds: int) -> list[Claim]:
     """A job that needs a reshape, woken by the plugin, against the same where it needs none."""
-    found.sh("setsid -f slurm-mig reconcile --loop 3600 >/tmp/loop.log 2>&1 </dev/null; "
-             "while [ ! -s /run/slurm-mig/ctld/free.lua ]; do sleep 0.1; done")  # fmt: skip
-    found.sh("setsid -f slurm-mig hook check --linger 3600 >/tmp/check.log 2>&1 </dev/null",
-             node=OURS)  # fmt: skip
+    found.begin("slurm-mig reconcile --loop 3600", "/tmp/loop.log")
+    found.sh("while [ ! -s /run/slurm-mig/ctld/free.lua ]; do sleep 0.1; done")
+    found.begin("slurm-mig hook check --linger 3600", "/tmp/check.log", node=OURS)
     ratios, first, again = Ratios(), [], []
     for number in range(rounds):
         print(f"submissions: round {number + 1} of {rounds}", file=sys.stderr)
@@ -239,7 +237,8 @@ def slurmctld_hooks(found: ManagedCluster, *, wanted: bool) -> Iterator[None]:
     found.restart_daemon("slurmctld")
     found.wait_for(lambda: found.node(BARE)["State"] == "IDLE", 30, "the node")
     found.write("/tmp/pile.sh", PILE)
-    found.sh("rm -f /tmp/pile.stop; setsid -f sh /tmp/pile.sh >/dev/null 2>&1 </dev/null")
+    found.sh("rm -f /tmp/pile.stop")
+    found.begin("sh /tmp/pile.sh")
     try:
         yield
     finally:

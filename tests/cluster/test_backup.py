@@ -103,7 +103,7 @@ def test_our_files_are_on_both_hosts_before_the_release(two: ManagedCluster) -> 
 
 
 def test_one_lock_for_both_hosts(two: ManagedCluster) -> None:
-    two.sh("setsid -f flock /var/lib/slurm-mig/lock sleep 61 >/dev/null 2>&1 </dev/null")
+    two.begin("flock /var/lib/slurm-mig/lock sleep 61")
     two.wait_for(
         lambda: two.run("flock", "-n", "/var/lib/slurm-mig/lock", "true", check=False).returncode,
         5, "the lock to be held")  # fmt: skip

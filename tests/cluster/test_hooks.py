@@ -88,8 +88,7 @@ def test_without_a_check_the_next_prolog_looks_itself(cluster: ManagedCluster) -
 
 def test_a_check_that_lingers(cluster: ManagedCluster) -> None:
     """One process looks after each job of a quick succession, and ends when none comes."""
-    run = "setsid -f slurm-mig hook check --linger 3 >/tmp/check.log 2>&1 </dev/null"
-    cluster.sh(run, node=NODE)
+    cluster.begin("slurm-mig hook check --linger 3", "/tmp/check.log", node=NODE)
     cluster.wait_for(lambda: cluster.sh("pgrep -f '[h]ook check' || true"), 20, "the check")
     for _ in range(3):
         ended(cluster, cluster.submit("true", "--gres=gpu:1g.5gb:7", "-p", "a100"))

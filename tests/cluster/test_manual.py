@@ -95,9 +95,7 @@ def managed() -> Iterator[ManagedCluster]:
     """An enrolled cluster whose cycles run, as the timer has them run."""
     with ManagedCluster(nodes=NODES) as cluster:
         cluster.enrol()
-        cluster.sh(
-            "setsid -f slurm-mig reconcile --loop 1 >/var/log/slurm/reconcile.log 2>&1 </dev/null"
-        )
+        cluster.reconcile_every(1)
         yield cluster
 
 

@@ -121,7 +121,7 @@ def test_instances_changed_by_another_hand(cluster: ManagedCluster) -> None:
 
 
 def test_two_at_once(cluster: ManagedCluster) -> None:
-    cluster.sh("setsid -f flock /var/lib/slurm-mig/lock sleep 5 >/dev/null 2>&1 </dev/null")
+    cluster.begin("flock /var/lib/slurm-mig/lock sleep 5")
     cluster.wait_for(
         lambda: cluster.run("flock", "-n", "/var/lib/slurm-mig/lock", "true", check=False)
         .returncode, 5, "the lock to be held")  # fmt: skip

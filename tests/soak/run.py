@@ -24,7 +24,6 @@ from tests.soak.blame import Blame
 from tests.testbed import faults
 from tests.testbed.cluster import A30, A100, NodeSpec
 from tests.testbed.faults import Fault
-from tests.testbed.namespaces import ENVIRONMENT
 from tests.testbed.product import ManagedCluster
 from tests.testbed.views import differences, look
 from tests.testbed.watch import Watch
@@ -194,11 +193,9 @@ class Soak:
 
     def cycle(self, action: Cycle) -> None:
         """One cycle with its fault; looked at meanwhile, and waited for."""
-        process = subprocess.Popen(
-            self.cluster.spaces.command([*faults.UNDER_CLOCK, "slurm-mig", "reconcile"]),
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env=ENVIRONMENT,
-        )  # fmt: skip
+        process = self.cluster.spaces.begin(
+            [*faults.UNDER_CLOCK, "slurm-mig", "reconcile"], subprocess.PIPE
+        )
         start, struck = time.monotonic(), action.fault is None
         while process.poll() is None:
             spent = time.monotonic() - start
@@ -213,7 +210,7 @@ class Soak:
                 time.sleep(LOOK_S)
         if not struck:
             self.fault(action)
-        said = process.communicate()[0]
+        said = process.communicate()[0].decode()
         self.counts["cycles"] += 1
         if "Traceback" in said:
             self.watch.saw(f"a cycle ended with a traceback: {said[-1500:]}")

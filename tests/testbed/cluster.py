@@ -162,6 +162,10 @@ class Cluster:
         """Output of a shell script on the head, or on a node."""
         return self.run("sh", "-ec", script, **options).stdout
 
+    def begin(self, command: str, log: str = "/dev/null", **options: Any) -> None:
+        """Have a shell's command go on beside the test; it ends with the cluster at the latest."""
+        self.sh(f"setsid -f {command} >{log} 2>&1 </dev/null", **options)
+
     def write(self, path: str, text: str, mode: str = "644") -> None:
         """Put a file on the head (and on every node, where the path is shared)."""
         self.sh(f"cat > {shlex.quote(path)}; chmod {mode} {shlex.quote(path)}", stdin=text)

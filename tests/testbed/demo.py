@@ -55,9 +55,7 @@ def serve_waiting(cluster: ManagedCluster, claims: Claims) -> None:
         for profile in WANTED
     }
     print(cluster.run("squeue", "-t", "PENDING", "-o", "%.6i %.10b %.8u %.4t  %r").stdout, end="")
-    cluster.sh(
-        "setsid -f slurm-mig reconcile --loop 0.3 >/var/log/slurm/reconcile.log 2>&1 </dev/null"
-    )
+    cluster.reconcile_every(0.3)
     for job, (profile, since) in submitted.items():
         try:
             cluster.wait_for(partial(cluster.reports, job, "first"), WAIT_S, f"job {job}")

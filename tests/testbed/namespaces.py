@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 CGROUPS = Path("/sys/fs/cgroup")
 V1_CONTROLLERS = ("cpu", "cpuacct", "cpuset", "devices", "freezer", "memory")
@@ -34,12 +35,16 @@ def cgroup_version() -> int:
     return 2 if controllers.exists() and controllers.read_text().strip() else 0
 
 
+def group_name() -> str:
+    """A new control group's name: scripts/lib/enter.sh removes what a run has left under such."""
+    return f"slurm-mig-{os.environ.get('SLURM_MIG_RUN', '0')}-{uuid.uuid4().hex[:8]}"
+
+
 class Namespaces:
     """Mount, pid, uts, network and cgroup namespaces that end with their first process."""
 
     def __init__(self) -> None:
-        # scripts/lib/enter.sh removes what bears its own pid when a cluster could not.
-        self.name = f"slurm-mig-{os.environ.get('SLURM_MIG_RUN', '0')}-{uuid.uuid4().hex[:8]}"
+        self.name = group_name()
         self._first: subprocess.Popen[bytes] | None = None
         self.pid = 0
         """Pid, seen from outside, of the first process."""
@@ -120,6 +125,13 @@ class Namespaces:
                 f"{' '.join(argv)} exited {done.returncode}\n{done.stdout}{done.stderr}"
             )
         return done
+
+    def begin(self, argv: Sequence[str], output: int | IO[bytes]) -> subprocess.Popen[bytes]:
+        """Start a command inside, for the caller to wait for; all it says goes to `output`."""
+        return subprocess.Popen(
+            self.command(argv), env=ENVIRONMENT,
+            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
 
     def stop(self) -> None:
         """End everything inside, and take its control groups away."""

@@ -81,6 +81,10 @@ class ManagedCluster(Cluster):
         """Take every node into care."""
         self.slurm_mig("enrol", *[node.name for node in self.nodes])
 
+    def reconcile_every(self, seconds: float) -> None:
+        """Have cycles run, as the timer has them run."""
+        self.begin(f"slurm-mig reconcile --loop {seconds:g}", "/var/log/slurm/reconcile.log")
+
     def register(self, node: str) -> None:
         """Have a node's slurmd register, and wait until slurmctld counts it as responding: before,
         a step that a running job launches can hang for minutes."""

@@ -11,9 +11,7 @@ from tests.testbed.product import ManagedCluster
 def main() -> None:
     with ManagedCluster() as cluster:
         cluster.enrol()
-        cluster.sh(
-            "setsid -f slurm-mig reconcile --loop 1 >/var/log/slurm/reconcile.log 2>&1 </dev/null"
-        )
+        cluster.reconcile_every(1)
         Path("/run/cluster.pid").write_text(f"{cluster.spaces.pid}\n")
         print(f"cgroups: {cluster.spaces.name}", flush=True)
         print(f"ready: {cluster.describe()}", flush=True)

@@ -7,15 +7,14 @@ processes of the cluster are not its own.
 
 from __future__ import annotations
 
-import os
 import subprocess
-import uuid
 from pathlib import Path
 from subprocess import CompletedProcess
 from types import TracebackType
 from typing import Any
 
 from tests.testbed.cluster import Cluster
+from tests.testbed.namespaces import group_name
 from tests.testbed.product import SOURCE
 
 UNITS = SOURCE / "etc" / "systemd"
@@ -65,14 +64,9 @@ class Systemd:
         self._pid = 0
 
     def __enter__(self) -> Systemd:
-        # scripts/lib/enter.sh removes groups with such names.
-        group = f"slurm-mig-{os.environ.get('SLURM_MIG_RUN', '0')}-{uuid.uuid4().hex[:8]}"
-        words = ["sh", "-ec", _OUTER, "systemd", group, _INNER, str(UNITS)]
+        words = ["sh", "-ec", _OUTER, "systemd", group_name(), _INNER, str(UNITS)]
         with open("/tmp/systemd.log", "wb") as log:
-            self._first = subprocess.Popen(
-                self._cluster.spaces.command(words),
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
+            self._first = self._cluster.spaces.begin(words, log)
         try:
             self._cluster.wait_for(self._is_up, 30, "systemd to be up")
         except TimeoutError as error:
