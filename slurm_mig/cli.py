@@ -44,8 +44,25 @@ MISSING = """\
 """A GPU node has no pyslurm, no solver and no ClusterShell, and needs none."""
 
 
+SECTIONS = {
+    "Look": ("status", "plan", "history", "report", "metrics", "catalog", "snapshot"),
+    "Put in place": ("install", "uninstall", "enrol", "leave"),
+    "Act": ("reconcile", "pause", "resume", "undo", "release", "rewrite", "restore-config"),
+    "A node's GPUs": ("inventory", "check", "profiles", "apply", "assert", "mode", "export",
+                      "gres"),
+    "Called by the controller, Slurm or systemd": ("node", "files", "hook", "restore"),
+}  # fmt: skip
+"""The commands as `--help` lists them: in the order in which a newcomer needs them."""
+
+
 class Commands(click.Group):
     """A group whose commands end with the exit code of the error that stopped them."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Each with its first sentence, whole."""
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(n, self.commands[n].get_short_help_str(200)) for n in names])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -69,6 +86,9 @@ def main(verbose: bool) -> None:  # noqa: FBT001 - click passes it by name
     \b
     Exit codes: 0 done or nothing to do, 1 refused, 2 wrong usage, 3 a bad file,
     4 slurmctld, a node or the driver does not answer, 5 busy, 6 a node needs a person.
+
+    `slurm-mig COMMAND --help` says more of each. Begin with `status` and `plan`: they change
+    nothing.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PlainFormatter("%(levelname)s %(message)s"))
@@ -269,4 +289,4 @@ for verb in gpus.VERBS:
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="slurm-mig")

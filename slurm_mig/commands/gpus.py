@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from slurm_mig import config
-from slurm_mig.errors import UsageError
+from slurm_mig.errors import UnreachableError, UsageError
 from slurm_mig.printing import say
 
 if TYPE_CHECKING:
@@ -267,7 +267,11 @@ def _here(where: dict[str, Any], request: Request) -> Answer:
 
     require_root(request.verb)
     settings = _settings(where["config_path"])
-    return GpuVerbs(settings, _name(where["name"]), NvmlGpus(settings.caps_dir)).answer(request)
+    try:
+        return GpuVerbs(settings, _name(where["name"]), NvmlGpus(settings.caps_dir)).answer(request)
+    except UnreachableError as error:
+        error.hint += " The GPUs of another machine: --node NODE."
+        raise
 
 
 def _remote(config_path: Path, node: str, request: Request) -> Answer:

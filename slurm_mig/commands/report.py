@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 
 from slurm_mig import config
 from slurm_mig.commands.options import CONFIG_OPTION
+from slurm_mig.errors import UsageError
 
 
 @click.command()
@@ -24,6 +26,11 @@ def report(config_path: Path, output: Path | None, hours: float, refresh_s: floa
     The page needs nothing from elsewhere and has no script. A cycle writes the same to
     monitoring.report_file. Changes nothing.
     """
+    if output is None and sys.stdout.isatty():
+        raise UsageError(
+            "the report is a page for a browser; nothing was written",
+            hint="Name a file, --output report.html, or pipe it.",
+        )
     from slurm_mig.adapters.atomic import write_atomic
     from slurm_mig.adapters.system import RealClock
     from slurm_mig.assembly import Assembly
