@@ -239,12 +239,14 @@ class WeightSettings:
 
     job: Points = 100
     publish: Points = 20
+    twice: Points = 10
     create: Points = 2
     destroy: Points = 4
     room: Points = 2
     baseline: Points = 1
     mode: Points = 400
     reset: Points = 400
+    withhold: Points = 1
 
 
 @dataclass(frozen=True)

@@ -232,8 +232,11 @@ def plan_text(plan: Plan, views: Sequence[NodeView], width: int = 100) -> str:
 def _quality_lines(plan: Plan) -> list[str]:
     """The objective's terms and the proof."""
     found = plan.quality
-    if found is None or not found.bound:
+    if found is None:
         return []
+    kept = [f"Kept for later: {words} {points}" for words, points in found.withheld]
+    if not found.bound:
+        return kept
     proof = "no plan is worth more" if found.proven else "the solver's time was up"
     lines = [
         f"Worth {found.worth} points, costs {found.cost}: {found.value} of at most {found.bound} "
@@ -242,6 +245,7 @@ def _quality_lines(plan: Plan) -> list[str]:
     if found.terms:
         paid = ", ".join(f"{words} {points}" for words, points in found.terms)
         lines.append(f"The costs: {paid}")
+    lines += kept
     if found.refused_by_hulls:
         lines.append(f"Layouts that running jobs' slots did not allow: {found.refused_by_hulls}")
     return lines
@@ -369,6 +373,7 @@ def plan_json(plan: Plan, views: Sequence[NodeView]) -> dict[str, Any]:
             "worth": quality.worth,
             "cost": quality.cost,
             "terms": dict(quality.terms),
+            "withheld": dict(quality.withheld),
             "classes": quality.classes,
             "gpus": quality.gpus,
             "refused_by_hulls": quality.refused_by_hulls,

@@ -90,6 +90,9 @@ class Quality:
     """What the changes cost."""
     terms: tuple[tuple[str, int], ...] = ()
     """The cost by term, as (words, points)."""
+    withheld: tuple[tuple[str, int], ...] = ()
+    """What it costs to keep room for jobs that running jobs are in the way of, as (words, points):
+    decided afterwards, and no part of the value."""
     classes: int = 0
     gpus: int = 0
     refused_by_hulls: int = 0

@@ -25,6 +25,7 @@ from slurm_mig.core.model import (
     Withholding,
     is_filler,
 )
+from slurm_mig.core.withhold import Kept, Price
 from slurm_mig.errors import ArrangementError
 
 
@@ -48,10 +49,9 @@ def plan(
             if _start_as_is(drafts, request):
                 startable.append(request.job_id)
             elif (reason := reshape_for(drafts, request)) is not None:
-                waits = wait_for(drafts, request, fences)
-                refusals.append(
-                    Refusal(request.job_id, "; ".join(filter(None, (reason, waits))), request.label)
-                )
+                kept = wait_for(drafts, request, fences)
+                said = f"{reason}; {kept.sentence}" if kept else reason
+                refusals.append(Refusal(request.job_id, said, request.label))
                 break
     changes = [
         change for name, draft in drafts.items() if (change := fences.get(name) or change_of(draft))
@@ -118,22 +118,32 @@ def _impossible(drafts: Iterable[NodeDraft], request: JobRequest) -> str:
 
 
 def wait_for(
-    drafts: dict[str, NodeDraft], request: JobRequest, fences: dict[str, NodeChange]
-) -> str:
-    """Withhold what is idle, or wait behind a fence, where the job can run first; why it waits."""
+    drafts: dict[str, NodeDraft],
+    request: JobRequest,
+    fences: dict[str, NodeChange],
+    price: Price = withhold.FREE,
+) -> Kept | None:
+    """Withhold what is idle, or wait behind a fence, where that costs least; None where nothing
+    can be done."""
     if request.patience is Patience.NONE:
-        return ""
-    goals = withhold.goals(drafts, request)
+        return None
+    goals = withhold.goals(drafts, request, price)
     if len(goals) < request.nodes:
-        return ""
+        return None
     chosen = goals[: request.nodes]
-    for goal in chosen:
-        if request.patience is Patience.FENCE:
+    said = "; ".join(goal.sentence for goal in chosen)
+    if request.patience is Patience.FENCE:
+        for goal in chosen:
             if drafts[goal.node].untouched:
                 fences[goal.node] = withhold.fence(goal, request)
-        else:
-            drafts[goal.node] = goal.draft
-    return "; ".join(goal.sentence for goal in chosen)
+        return Kept(said)
+    slices, cost = sum(goal.withheld for goal in chosen), sum(goal.cost for goal in chosen)
+    if cost > price.worth:
+        minutes = max(goal.minutes for goal in chosen)
+        return Kept(f"{slices} compute slice(s) idle for {minutes} min, to keep room for it, would "
+                    "cost more than it is worth", held=False)  # fmt: skip
+    drafts.update({goal.node: goal.draft for goal in chosen})
+    return Kept(said, slices, cost)
 
 
 def _reshaped(draft: NodeDraft, request: JobRequest) -> NodeDraft:

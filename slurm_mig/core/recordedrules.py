@@ -41,6 +41,7 @@ class RecordedRules:
     per_user: int = 0
     per_account: int = 0
     withhold_jobs: int = 4
+    withhold_s: float = 3600.0
     exclude_users: frozenset[str] = frozenset()
     exclude_partitions: frozenset[str] = frozenset()
     limits: Mapping[str, Limits] = field(default_factory=dict)
@@ -60,6 +61,7 @@ def recorded(rules: Rules) -> RecordedRules:
         rules.per_user,
         rules.per_account,
         rules.withhold_jobs,
+        rules.withhold_s,
         rules.excluded_users,
         rules.excluded_partitions,
         {groups[id(limits)]: limits for limits in _distinct(rules.limits.values())},
@@ -96,6 +98,7 @@ def rules_of(kept: RecordedRules) -> Rules:
         kept.per_user,
         kept.per_account,
         kept.withhold_jobs,
+        kept.withhold_s,
         {name: mine.frozen for name, mine in nodes.items() if mine.frozen},
         {(name, gpu): why for name, mine in nodes.items() for gpu, why in mine.frozen_gpus.items()},
         {n: kept.limits[mine.limits] for n, mine in nodes.items() if mine.limits in kept.limits},
@@ -125,6 +128,7 @@ def renamed(kept: RecordedRules, rename: Rename) -> RecordedRules:
         kept.per_user,
         kept.per_account,
         kept.withhold_jobs,
+        kept.withhold_s,
         all_of("user", kept.exclude_users),
         all_of("partition", kept.exclude_partitions),
         {

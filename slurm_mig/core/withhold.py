@@ -8,7 +8,8 @@ from a running job.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from slurm_mig.core import geometry
@@ -29,13 +30,78 @@ NO_END = 1 << 40
 """Stands for the end of a job without a time limit."""
 
 
+@dataclass(frozen=True)
+class Price:
+    """What it costs, in points, to keep room for one job until it can start (docs/planner.md)."""
+
+    now: float = 0.0
+    longest_s: float = 0.0
+    """Instances are withheld for no longer than that."""
+    own_s: Mapping[str, float] = field(default_factory=dict)
+    """The same by node, where it is another time."""
+    worth: int = 0
+    """What the job is worth: for each minute that it waits a hundredth of that."""
+    slice_minute: int = 0
+    """For each minute that a compute slice is withheld."""
+
+    def minutes(self, node: str, end: float) -> int:
+        """Whole minutes from now until the moment, as far as they count."""
+        longest = self.own_s.get(node, self.longest_s)
+        return math.ceil(min(max(0.0, end - self.now), longest) / 60)
+
+    def withheld(self, minutes: int, slices: int) -> int:
+        return self.slice_minute * minutes * slices
+
+    def of(self, minutes: int, slices: int) -> int:
+        """What such a wait costs altogether."""
+        return self.withheld(minutes, slices) + self.worth * minutes // 100
+
+
+FREE = Price()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is done for a job that waits."""
+
+    sentence: str
+    """For people."""
+    slices: int = 0
+    """Compute slices of the idle instances that are withheld for it."""
+    cost: int = 0
+    """Points for that, for as long as it may last."""
+    held: bool = True
+    """No: nothing, as it would cost more than the job is worth."""
+
+
 @dataclass
 class Goal:
     """What one node would do for a job, with the draft in which it does."""
 
     node: str
     draft: NodeDraft
+    price: Price = FREE
     parts: list[_Part] = field(default_factory=list)
+    withheld: int = 0
+    """Compute slices of what is withheld in it."""
+
+    @property
+    def minutes(self) -> int:
+        """How long it takes at most, as far as that counts."""
+        return max((part.minutes for part in self.parts), default=0)
+
+    @property
+    def cost(self) -> int:
+        """Points for what is withheld."""
+        return self.price.withheld(self.minutes, self.withheld)
+
+    @property
+    def key(self) -> tuple[bool, int, tuple[bool, int, int, int, int, int], str]:
+        """Where it was begun; else where it costs least."""
+        begun = all(part.known for part in self.parts)
+        slices = sum(part.slices for part in self.parts)
+        worst = max(part.key for part in self.parts)
+        return (not begun, self.price.of(self.minutes, slices), worst, self.node)
 
     @property
     def sentence(self) -> str:
@@ -63,14 +129,22 @@ class _Part:
     """Idle ones there that a job of higher priority is about to take."""
     known: bool
     """Instances are withheld there for this job already."""
+    ends: int
+    """When nothing is in the way any more, as far as time limits tell."""
+    minutes: int
+    """Until then."""
+    cost: int
 
     @property
-    def key(self) -> tuple[bool, int, int, int, int]:
-        """Where it was begun; else the earliest end, the least idle, the last GPU."""
-        ends = max((a.end_time or NO_END for a in self.blocking.values()), default=0)
-        ends = NO_END if self.claimed else ends
+    def slices(self) -> int:
+        """Compute slices of the idle instances."""
+        return slices_on(self.gpu, self.idle)
+
+    @property
+    def key(self) -> tuple[bool, int, int, int, int, int]:
+        """Where it was begun; else by cost, by end, by what is idle; the last GPU first."""
         start = min((p.start for p in self.added), default=0)
-        return (not self.known, ends, len(self.idle), -self.gpu.index, start)
+        return (not self.known, self.cost, self.ends, len(self.idle), -self.gpu.index, start)
 
 
 def patience(unserved_s: float, withhold_s: float, fence_wait_s: float) -> Patience:
@@ -86,27 +160,32 @@ def patience(unserved_s: float, withhold_s: float, fence_wait_s: float) -> Patie
     return Patience.FENCE if at < withhold_s + fence_wait_s else Patience.NONE
 
 
-def goals(drafts: Mapping[str, NodeDraft], request: JobRequest) -> list[Goal]:
+def slices_on(gpu: Gpu, placements: Iterable[Placement]) -> int:
+    """Compute slices of GPU instances, by the GPU's own profiles."""
+    of_profile = {p.name: p.compute_slices for p in gpu.profiles}
+    return sum(of_profile.get(p.profile, 0) for p in placements)
+
+
+def goals(drafts: Mapping[str, NodeDraft], request: JobRequest, price: Price = FREE) -> list[Goal]:
     """A goal for each node that the job can run on once others have ended, the best first."""
     found = []
     for name, draft in drafts.items():
         if never(draft.view, request):
             continue
-        goal = _goal(name, draft, request)
+        goal = _goal(Goal(name, draft.copy(), price), draft, request)
         if goal is not None:
             found.append(goal)
-    return sorted(found, key=lambda g: (max(part.key for part in g.parts), g.node))
+    return sorted(found, key=lambda goal: goal.key)
 
 
-def _goal(name: str, draft: NodeDraft, request: JobRequest) -> Goal | None:
-    goal = Goal(name, draft.copy())
+def _goal(goal: Goal, draft: NodeDraft, request: JobRequest) -> Goal | None:
     for gres_type, missing in draft.missing(request).items():
         for _ in range(missing):
             part = min(_parts(goal, gres_type, request), key=lambda p: p.key, default=None)
             if part is None:
                 return None
             goal.parts.append(part)
-            _withhold(goal.draft, part, request)
+            goal.withheld += slices_on(part.gpu, _withhold(goal.draft, part, request))
     # With nobody in the way hulls are: only a fence lets their jobs end without successors.
     if any(p.blocking or p.claimed for p in goal.parts) or request.patience is Patience.FENCE:
         return goal if goal.parts else None
@@ -128,8 +207,7 @@ def _parts(goal: Goal, gres_type: str, request: JobRequest) -> Iterator[_Part]:
         promised = {p for g, p in draft.promised if g == gpu.index}
         kept = (promised - holders.keys()) | frozenset(chosen) | gpu.foreign | gpu.split
         for added in _placements(draft, gpu, gres_type, frozenset(kept)):
-            part = _part(draft, gpu, added, holders, known=known)
-            yield part
+            yield _part(goal, gpu, added, holders, known=known)
 
 
 def _placements(draft: NodeDraft, gpu: Gpu, gres_type: str, kept: Layout) -> Iterator[Layout]:
@@ -143,13 +221,14 @@ def _placements(draft: NodeDraft, gpu: Gpu, gres_type: str, kept: Layout) -> Ite
 
 
 def _part(
-    draft: NodeDraft,
+    goal: Goal,
     gpu: Gpu,
     added: Layout,
     holders: Mapping[Placement, Allocation],
     *,
     known: bool,
 ) -> _Part:
+    draft = goal.draft
     target = draft.target(gpu)
     near = {p for p in target if not added or any(p.overlaps(a) for a in added)}
     blocking = {p: a for p, a in holders.items() if p in near}
@@ -160,11 +239,15 @@ def _part(
     claimed = frozenset(p for p in near - holders.keys() if (gpu.index, p) in draft.claimed)
     promised = {p for g, p in draft.promised if g == gpu.index}
     idle = frozenset(near - holders.keys() - claimed - promised)
-    return _Part(gpu, added, blocking, idle, claimed, known)
+    ends = max((a.end_time or NO_END for a in blocking.values()), default=0)
+    ends = NO_END if claimed else ends
+    minutes = goal.price.minutes(goal.node, ends)
+    cost = goal.price.of(minutes, slices_on(gpu, idle))
+    return _Part(gpu, added, blocking, idle, claimed, known, ends, minutes, cost)
 
 
-def _withhold(draft: NodeDraft, part: _Part, request: JobRequest) -> None:
-    """Withhold the part's idle instances, as many as the hulls of running jobs allow."""
+def _withhold(draft: NodeDraft, part: _Part, request: JobRequest) -> set[Placement]:
+    """Withhold the part's idle instances, as many as the hulls of running jobs allow; which."""
     held: set[Placement] = set()
     for placement in sorted(part.idle):
         place = (part.gpu.index, placement)
@@ -182,6 +265,7 @@ def _withhold(draft: NodeDraft, part: _Part, request: JobRequest) -> None:
         (w.since for w in draft.view.withheld if w.gpu == part.gpu.index and w.since), default=0.0
     )
     draft.goals.append(Withholding(part.gpu.index, frozenset(held), (request.job_id,), since))
+    return held
 
 
 def fence(goal: Goal, request: JobRequest) -> NodeChange:

@@ -43,7 +43,10 @@ class Cluster:
         requests: Sequence[JobRequest],
         limits: Limits | None,
         limited: frozenset[str],
+        twice: int = WEIGHTS.twice,
     ) -> None:
+        """`twice` is what a second registration costs."""
+        self._twice = twice
         self._views, self._requests = views, requests
         self._wanted = sorted({t for r in requests for t in r.gpus})
         self._limits, self._limited = limits or Limits(""), limited
@@ -138,6 +141,7 @@ class Cluster:
                 supply = tuple(free[t] for t in self._wanted)
                 use = tuple(map(sum, zip(*(use for _, use, _ in together), strict=True)))
                 paid = sum(points for *_, points in together)
+                paid += self._twice * registers_twice(view, free)
                 best[supply, use] = min(paid, best.get((supply, use), paid))
         return [Way(supply, use, paid) for (supply, use), paid in best.items()]
 
@@ -166,6 +170,13 @@ class Cluster:
                 use = use or (0,) * len(self._left())
                 baseline = baselines.get(board.index, frozenset())
                 yield free, use, cost(board, busy, baseline, target)
+
+
+def registers_twice(view: NodeView, free: Mapping[str, int]) -> bool:
+    """A type that the node offers beside running jobs is neither busy nor free afterwards."""
+    offered = {d.type for d in view.slots if not is_filler(d.type)}
+    busy = {view.slots[i].type for i in view.busy}
+    return bool(view.slurm.allocations) and any(not free.get(t) for t in offered - busy)
 
 
 def arrangeable(view: NodeView, free: Mapping[str, int]) -> bool:

@@ -17,6 +17,7 @@ from slurm_mig.core.model import JobRequest, Layout, NodeView, Placement
 from slurm_mig.core.planning.limits import Limits
 from slurm_mig.core.planning.plan import plan
 from slurm_mig.core.planning.rules import Rules
+from slurm_mig.core.planning.weights import Weights
 from tests.property.exhaustive import Cluster
 from tests.property.test_programme import ALL_LAYOUTS, LARGE, SMALL
 from tests.unit.builders import A30, A100, gpu, job, node
@@ -29,13 +30,17 @@ class Case:
     requests: list[JobRequest]
     limits: Limits | None
     limited: frozenset[str]
+    twice: int = Weights().twice
+    """What a second registration costs."""
 
     def plan(self) -> Plan:
         limits = {name: self.limits for name in self.limited if self.limits}
-        return plan(self.views, self.requests, self.baselines, Rules(limits=limits))
+        rules = Rules(weights=Weights(twice=self.twice), limits=limits)
+        return plan(self.views, self.requests, self.baselines, rules)
 
     def best(self) -> int:
-        return Cluster(self.views, self.baselines, self.requests, self.limits, self.limited).best()
+        limits = self.limits, self.limited
+        return Cluster(self.views, self.baselines, self.requests, *limits, self.twice).best()
 
 
 def random_node(dice: random.Random, number: int) -> tuple[NodeView, dict[int, Layout]]:
@@ -84,13 +89,14 @@ def random_case(seed: int) -> Case:
     ]
     limits = random_limits(dice, types) if dice.random() < 0.5 else None
     limited = frozenset(view.name for view in views if dice.random() < 0.7)
-    return Case(views, {view.name: b for view, b in made}, requests, limits, limited)
+    twice = dice.choice((0, Weights().twice, 60, 500))
+    return Case(views, {view.name: b for view, b in made}, requests, limits, limited, twice)
 
 
 def test_plans_on_nodes_are_the_best(request: pytest.FixtureRequest) -> None:
     """And known to be. Where jobs start as they are there is nothing to compare: Slurm gives them
     what is idle, whatever a plan would do."""
-    compared = limited = leaning = 0
+    compared = limited = leaning = decided = 0
     for seed in range(request.config.getoption("--cases")):
         case = random_case(seed)
         made = case.plan()
@@ -103,10 +109,13 @@ def test_plans_on_nodes_are_the_best(request: pytest.FixtureRequest) -> None:
         limited += bool(case.limits and case.limited and best)
         # By a change that another one of its node makes room for; trying everything has none such.
         leaning += quality.value > best
+        decided += differs(made, replace(case, twice=0).plan())
     assert compared > 0.5 * request.config.getoption("--cases")
     assert limited > 0.04 * compared
     assert leaning <= 1 + compared // 1000
-    print(f"{compared} compared, {limited} with limits, {leaning} worth more")
+    assert decided > 0.01 * compared
+    print(f"{compared} compared, {limited} with limits, {leaning} worth more, {decided} decided "
+          "by a second registration")  # fmt: skip
 
 
 def test_limits_only_ever_take_away() -> None:
@@ -138,6 +147,11 @@ def test_another_job_never_makes_a_plan_on_nodes_worth_less() -> None:
             compared += 1
             assert worth(made) >= worth(case.plan()), seed
     assert compared > 100
+
+
+def differs(one: Plan, other: Plan) -> bool:
+    """What becomes of the GPUs."""
+    return [(c.node, c.gpus) for c in one.changes] != [(c.node, c.gpus) for c in other.changes]
 
 
 def worth(made: Plan) -> int:

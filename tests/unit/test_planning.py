@@ -262,6 +262,42 @@ def test_of_two_nodes_alike_the_one_that_registers_once(order: int) -> None:
     assert [change.node for change in made.changes] == ["others"]
 
 
+def running(view: NodeView, gres_type: str) -> NodeView:
+    """A job has the first instance of the type."""
+    index = next(i for i, device in enumerate(view.slots) if device.type == gres_type)
+    held = (Allocation(9, "alice", frozenset({index})),)
+    return replace(view, slurm=replace(view.slurm, allocations=held))
+
+
+@pytest.mark.parametrize(("twice", "chosen"), [(0, "last"), (3, "last"), (10, "dear")])
+def test_the_weight_of_a_second_registration_decides_which_node_changes(
+    twice: int, chosen: str
+) -> None:
+    """A 7g in place of the only two idle instances beside a running job, which go for good, or in
+    place of four that are not the only ones: 8 points more, less those for the second time."""
+    busy = gpu(A100, 1, at("3g.20gb", 0))
+    two = [at("4g.20gb", 0), at("2g.10gb", 4)]
+    last = running(node([gpu(A100, 0, *two), busy], name="last"), "3g.20gb")
+    four = [at("1g.5gb", 0), at("1g.5gb", 1), at("1g.5gb", 2), at("1g.5gb", 3)]
+    dear = node([gpu(A100, 0, *four), busy, gpu(A100, 2, *ones())], name="dear")
+    dear = running(dear, "3g.20gb")
+    rules = Rules(weights=Weights(twice=twice))
+    made = plan([last, dear], [job(1, {"7g.40gb": 1})], rules=rules)
+    assert [change.node for change in made.changes] == [chosen]
+    assert made.quality is not None
+    said = [points for words, points in made.quality.terms if "twice" in words]
+    assert said == ([twice] if twice and chosen == "last" else [])
+    assert made.quality.value == made.quality.bound
+
+
+def test_no_type_goes_twice_where_no_job_runs_or_slurm_reconfigures() -> None:
+    view = node([gpu(A100, 0, *ones())])
+    made = plan([view], [job(1, {"7g.40gb": 1})])
+    assert made.quality is not None
+    assert not [words for words, _ in made.quality.terms if "twice" in words]
+    assert Policy(by_reconfigure=True).rules({}, 0.0).weights.twice == 0
+
+
 def test_weights_are_the_sites() -> None:
     """A change that costs more than the job is worth is not made."""
     view = node([gpu(A100, 0, *ones())])

@@ -10,6 +10,9 @@ import pytest
 from slurm_mig.core import planner, slots
 from slurm_mig.core.changes import NodeChange
 from slurm_mig.core.model import Allocation, NodeView, Patience, Placement, Withholding, is_filler
+from slurm_mig.core.planning.plan import plan
+from slurm_mig.core.planning.rules import Rules
+from slurm_mig.core.planning.weights import Weights
 from slurm_mig.core.policy import Policy
 from tests.unit.builders import A100, at, gpu, job, node, ones
 
@@ -201,3 +204,53 @@ def test_what_is_idle_is_withheld_too_for_a_job_that_needs_more() -> None:
     view = switchable((0, 1), node(gpus, {7: [0]}))
     change = only(planner.plan([view], [job(1, {"a100": 2})]).changes)
     assert {w.gpu: len(w.placements) for w in change.withheld} == {0: 6, 1: 7}
+
+
+def ending(view: NodeView, **minutes: float) -> NodeView:
+    """`job7=10`: it ends in ten minutes."""
+    jobs = tuple(
+        Allocation(a.job_id, a.user, a.indexes, end_time=round(60 * minutes[f"job{a.job_id}"]))
+        for a in view.slurm.allocations
+    )
+    return replace(view, slurm=replace(view.slurm, allocations=jobs))
+
+
+def two_ways() -> NodeView:
+    """GPU 0: six idle slices and a job that ends in 10 min; GPU 1: full, for 30 min."""
+    gpus = [gpu(A100, 0, *ones()), gpu(A100, 1, at("7g.40gb", 0))]
+    return ending(node(gpus, {7: [0], 8: [7]}), job7=10, job8=30)
+
+
+@pytest.mark.parametrize(
+    ("withhold", "gpus", "terms"),
+    [
+        (0, [0], (("6 compute slice(s) withheld for 1 job(s)", 0),)),
+        (1, [0], (("6 compute slice(s) withheld for 1 job(s)", 60),)),
+        (4, [], ()),
+    ],
+)
+def test_the_weight_of_withholding_decides_where_a_job_waits(
+    withhold: int, gpus: list[int], terms: tuple[tuple[str, int], ...]
+) -> None:
+    """7g, worth 700 points: 10 min and 6 slices (70 + 60 w), or 30 min and none (210)."""
+    view, wants = two_ways(), job(1, {"7g.40gb": 1}, priority=0)
+    made = plan([view], [wants], rules=Rules(weights=Weights(withhold=withhold)))
+    assert [w.gpu for change in made.changes for w in change.withheld] == gpus
+    assert "is kept for it" in made.refusals[0].reason or "may serve it" in made.refusals[0].reason
+    assert made.quality is not None
+    assert made.quality.withheld == terms
+
+
+def test_room_that_costs_more_than_the_job_is_worth_is_not_kept() -> None:
+    """A 7g job is worth 700 points; six slices for an hour, the longest, cost 360 at one each."""
+    view = ending(node([gpu(A100, 0, *ones())], {7: [3]}), job7=90)
+    wants = job(1, {"7g.40gb": 1}, priority=0)
+    kept = plan([view], [wants], rules=Rules(weights=Weights(withhold=1)))
+    assert kept.changes[0].withheld
+    dear = plan([view], [wants], rules=Rules(weights=Weights(withhold=2)))
+    assert not dear.changes
+    assert dear.refusals[0].reason.endswith(
+        "6 compute slice(s) idle for 60 min, to keep room for it, would cost more than it is worth"
+    )
+    soon = plan([view], [wants], rules=Rules(weights=Weights(withhold=2)), now=60 * 60)
+    assert soon.changes[0].withheld, "half an hour later it is worth it"

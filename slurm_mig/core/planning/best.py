@@ -19,7 +19,7 @@ def best(fleet: Fleet, pools: Pools, units: Sequence[Unit], rules: Rules) -> tup
     """The best plan for these units of demand, on the fleet or on a copy of it."""
     gpus = sum(len(node.drafts) for node in fleet.nodes)
     if not units:
-        return Staged(fleet), Quality(0, 0, proven=True, gpus=gpus)
+        return Staged(fleet, rules.weights), Quality(0, 0, proven=True, gpus=gpus)
 
     def solve(programme: Programme, rel_gap: float) -> Solution:
         return highs.solve(programme, rules.time_limit_s, rel_gap)
@@ -34,7 +34,8 @@ def best(fleet: Fleet, pools: Pools, units: Sequence[Unit], rules: Rules) -> tup
         bound.gap == 0,
         worth,
         worth - found.value,
-        found.terms(rules.weights),
+        found.terms(),
+        (),
         len(coarse.programme.classes),
         gpus,
         found.refused_by_hulls,

@@ -79,8 +79,9 @@ def problem(
     pools = pools.single() if close else pools
     sizes = dict.fromkeys(size for unit in units for size in unit.sizes)
     types = tuple(sorted({t for size in sizes for t, _ in size.gpus}))
-    guarded = tuple(sorted({t for node in fleet.nodes for t in node.holes})) if tight else ()
-    tables = Tables(types, weights, guarded, tight=tight)
+    close = close and tight
+    guarded = tuple(sorted(_guarded(fleet, types, fleeting=close))) if tight else ()
+    tables = Tables(types, weights, guarded, tight=tight, close=close)
     several = sorted({(types.index(t), n) for size in sizes for t, n in size.gpus if n > 1})
     survey = _Survey(fleet, tables, sorted({t for t, _ in several}))
     near = fine and len(fleet.nodes) <= FEW
@@ -99,8 +100,33 @@ def problem(
         apart = apart.union(able)
     programme, members = survey.classed(pools, wanted, together, apart)
     if close:
-        programme = replace(programme, free=_free(fleet), growth=_growth(fleet, types))
+        programme = replace(
+            programme,
+            free=_free(fleet),
+            growth=_growth(fleet, types),
+            lasting=_lasting(fleet, tables),
+            twice=weights.twice,
+        )
     return Problem(programme, members, tuple(map(tuple, groups.values())), tables, survey)
+
+
+def _guarded(fleet: Fleet, types: Sequence[str], *, fleeting: bool) -> set[str]:
+    """The types of which it matters what is lost."""
+    found = {t for node in fleet.nodes for t in node.holes}
+    if fleeting:
+        found |= {t for node in fleet.nodes for t in node.fleeting if t not in types}
+    return found
+
+
+def _lasting(fleet: Fleet, tables: Tables) -> dict[tuple[int, int, bool], int]:
+    """By node, type and whether it is a wanted one (else it is a guarded one): how many there are
+    of what a node registers twice without."""
+    return {
+        (at, (tables.types if wanted else tables.guarded).index(t), wanted): node.idle_of[t] - held
+        for at, node in enumerate(fleet.nodes)
+        for t, held in node.fleeting.items()
+        for wanted in [t in tables.types]
+    }
 
 
 def _free(fleet: Fleet) -> dict[tuple[int, int], int]:

@@ -134,6 +134,8 @@ class Fleet:
             else:
                 node.idle_of[device.type] += 1
                 node.free.setdefault(device.type, []).append((at, number))
+        if slurm.allocations and view.slotted:
+            node.fleeting = dict.fromkeys((t for t in node.free if t not in spans), 0)
         for held in view.withheld:
             draft = drafts[position[held.gpu]]
             draft.withheld = draft.shape.code(held.placements) & draft.idle

@@ -13,23 +13,36 @@ from slurm_mig.core.planning.fleet import Fleet
 from slurm_mig.core.planning.node import uses
 from slurm_mig.core.planning.rules import Rules
 from slurm_mig.core.planning.sieve import barred
+from slurm_mig.core.planning.units import slices_of, worth_of
+from slurm_mig.core.withhold import Kept, Price
 
 
 class Keeping:
     """Decides on the drafts of the nodes, which it changes."""
 
     def __init__(
-        self, drafts: dict[str, NodeDraft], fleet: Fleet, rules: Rules, still: Mapping[str, str]
+        self,
+        drafts: dict[str, NodeDraft],
+        fleet: Fleet,
+        rules: Rules,
+        still: Mapping[str, str],
+        now: float,
     ) -> None:
         """`still` are nodes on which nothing may change now, and why."""
+        self._price = Price(
+            now,
+            rules.withhold_s,
+            {name: own for name, (own, _) in rules.patience.items()},
+            slice_minute=rules.weights.withhold,
+        )
         self._drafts = drafts
         self._fleet = fleet
         self._rules = rules
         self._still = still
         self.fences: dict[str, NodeChange] = {}
         """By node, the fence behind which it waits."""
-        self.held: dict[int, str] = {}
-        """By job for which instances were withheld and still are: why it waits."""
+        self.held: dict[int, Kept] = {}
+        """By job for which instances were withheld and still are."""
         self.given: set[int] = set()
         """Those that have what was withheld for them."""
 
@@ -42,6 +55,8 @@ class Keeping:
             for w in v.withheld
             for job in w.jobs
         }
+        highest = max((r.priority for r in requests), default=0)
+        slices = slices_of(self._fleet) if holding else {}
         for request in requests:
             names = [
                 name
@@ -50,12 +65,15 @@ class Keeping:
                 and not barred(self._rules, name, request)
             ]
             if names and not request.het_job:
-                self._go_on(request, names)
+                worth = worth_of(request, slices, highest, self._rules.weights)
+                self._go_on(request, names, worth)
 
-    def _go_on(self, request: JobRequest, names: Sequence[str]) -> None:
+    def _go_on(self, request: JobRequest, names: Sequence[str], worth: int) -> None:
         here = {name: self._drafts[name] for name in names if name not in self._still}
         if not here or planner.reshape_for(here, request) is not None:
-            self.held[request.job_id] = self._keep(list(self._drafts), request)
+            kept = self._keep(list(self._drafts), request, worth)
+            if kept and kept.held:
+                self.held[request.job_id] = kept
         elif self._within_limits(here):
             self._drafts.update(here)
             if request.tasks == 1:
@@ -72,10 +90,10 @@ class Keeping:
         budgets = {id(budget): budget for budget in self._fleet.budgets}
         return all(budgets[key].allows(use) for key, use in taken.items())
 
-    def wait(self, names: Sequence[str], request: JobRequest) -> str:
-        """Withhold for the job on one of these nodes, where it can run first, or fence that; why it
-        waits."""
-        return self._keep([n for n in names if self._may_wait_at(n, request)], request)
+    def wait(self, names: Sequence[str], request: JobRequest, worth: int) -> Kept | None:
+        """Withhold for the job on one of these nodes, where that costs least, or fence it; None
+        where nothing can be done."""
+        return self._keep([n for n in names if self._may_wait_at(n, request)], request, worth)
 
     def _may_wait_at(self, name: str, request: JobRequest) -> bool:
         """Without slots nothing can be withheld, but behind a fence every gpu job ends."""
@@ -84,19 +102,22 @@ class Keeping:
             return fenced and name not in self._rules.frozen
         return name not in self._still
 
-    def _keep(self, names: Sequence[str], request: JobRequest) -> str:
+    def _keep(self, names: Sequence[str], request: JobRequest, worth: int) -> Kept | None:
         """The same among all of these nodes, each as patient as its group is."""
+        found, price = None, replace(self._price, worth=worth)
         for patience in (Patience.WITHHOLD, Patience.FENCE):
             nearby = {
                 n: self._drafts[n]
                 for n in names
                 if self._patience(n, request) is patience and not barred(self._rules, n, request)
             }
-            waits = planner.wait_for(nearby, replace(request, patience=patience), self.fences)
-            if waits:
+            asking = replace(request, patience=patience)
+            kept = planner.wait_for(nearby, asking, self.fences, price)
+            if kept and kept.held:
                 self._drafts.update(nearby)
-                return waits
-        return ""
+                return kept
+            found = found or kept
+        return found
 
     def _patience(self, name: str, request: JobRequest) -> Patience:
         own = self._rules.patience.get(name)

@@ -113,6 +113,7 @@ def reshaped(
             cost += way[2]
             trial.change(way[1], way[3])
     trial = node.copy() if trial is node else trial
+    cost += tables.weights.twice * (trial.registers_twice - node.registers_twice)
     if not trial.fits(request):
         return None
     try:
@@ -124,10 +125,12 @@ def reshaped(
 
 def _ways(node: Node, tables: Tables, wanted: int) -> Iterator[tuple[float, int, int, Option]]:
     """(cost of each one gained, GPU, cost, option) of every single change that gives more of a
-    type."""
+    type; a second registration is in the first cost only."""
+    again = 0 if node.registers_twice else tables.weights.twice
     for position, options in enumerate(tables.of_node(node)):
         if node.drafts[position].target is None:
             for option in options[1:]:
                 more = option.supply[wanted] - options[0].supply[wanted]
                 if more > 0 and node.change_allowed(position, option):
-                    yield option.cost / more, position, option.cost, option
+                    paid = option.cost + again * node.loses_type(position, option)
+                    yield paid / more, position, option.cost, option

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from slurm_mig.core import slots
@@ -46,6 +46,9 @@ class Node:
     """Its hulls, by index."""
     gap: int = 0
     """The longest run of indexes between hulls: room for a type that is not busy."""
+    fleeting: Mapping[str, int] = field(default_factory=dict)
+    """By type that it offers beside running jobs, and none of which is busy: how many of the idle
+    ones are held back. If no more are left, it registers twice."""
     gained: Counter[str] = field(default_factory=Counter)
     """By type: what changed GPUs have more of than before."""
     serves: list[int] = field(default_factory=list)
@@ -126,6 +129,11 @@ class Node:
                         (position, mine.shape.bit[p.whole].bit_length() - 1)
                     )
         self.cpus, self.memory_mib = draft.cpus, draft.memory_mib
+        waiting = Counter(p.profile for _, p in draft.promised)
+        made = {p.profile for _, p in draft.created}
+        self.fleeting = {
+            t: waiting[t] for t in self.fleeting if t not in made and self.idle_of[t] > waiting[t]
+        }
         if self.budget:
             for use in uses(self.budget, draft):
                 self.budget.spend(use)
@@ -169,6 +177,23 @@ class Node:
     def growth(self, gres_type: str) -> int:
         """How many more free devices of a type the order of the slots has room for."""
         return self.room.get(gres_type, self.gap) - self.idle_of[gres_type]
+
+    @property
+    def registers_twice(self) -> bool:
+        """A type goes from it while jobs use others: slurmctld takes that in two registrations
+        (docs/concepts.md)."""
+        return any(self.idle_of[t] <= held for t, held in self.fleeting.items())
+
+    def loses_type(self, position: int, option: Option) -> bool:
+        """The option, as the next change, would have it register twice."""
+        if not self.fleeting or not option.destroyed:
+            return False
+        shape = self.drafts[position].shape
+        created = shape.counts(option.created)
+        return any(
+            t in self.fleeting and t not in created and self.idle_of[t] - n <= self.fleeting[t]
+            for t, n in shape.counts(option.destroyed).items()
+        )
 
     def change_allowed(self, position: int, option: Option) -> bool:
         """False when a hull would lose an instance that it needs, or be in the way of one more (a

@@ -12,6 +12,7 @@ import gc
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from slurm_mig.core import conditions, geometry, planner
 from slurm_mig.core.changes import NodeChange, Plan, Refusal
@@ -29,6 +30,7 @@ from slurm_mig.core.planning.placing import Places
 from slurm_mig.core.planning.rules import Rules
 from slurm_mig.core.planning.stage import Staged
 from slurm_mig.core.planning.units import Pools, Unit, pools_of, slices_of, units_of
+from slurm_mig.core.withhold import Kept
 from slurm_mig.errors import ArrangementError
 
 
@@ -85,7 +87,7 @@ class _Planning:
         self._still = {**counted, **rules.frozen}
         """Nodes on which nothing may change now, and why."""
         self._fleet = Fleet(views, baselines, self._still, rules.frozen_gpus, rules.limits)
-        self._keeping = Keeping(self._drafts, self._fleet, rules, self._still)
+        self._keeping = Keeping(self._drafts, self._fleet, rules, self._still, now)
         self._order: dict[int, int] = {}
         """Each job's place in the queue."""
         for n, request in enumerate(requests):
@@ -126,7 +128,7 @@ class _Planning:
             if node.touched:
                 node.give(self._drafts[node.name])
         self._release(staged.served)
-        self._explain(staged, pools)
+        kept = self._explain(staged, pools)
         self._to_baseline(staged.fleet)
         changes = [change for v in self._views if (change := self._change(v.name))]
         changes.sort(key=lambda change: urgency(change, self._order))
@@ -134,7 +136,7 @@ class _Planning:
             tuple(changes),
             tuple(self._refusals.values()),
             tuple(dict.fromkeys(r.job_id for unit in startable for r in unit.requests)),
-            quality=quality,
+            quality=replace(quality, withheld=_withheld(kept)),
         )
 
     def _units(self) -> list[Unit]:
@@ -162,22 +164,28 @@ class _Planning:
         for draft in self._drafts.values():
             draft.goals = [goal for goal in draft.goals if not done.issuperset(goal.jobs)]
 
-    def _explain(self, staged: Staged, pools: Pools) -> None:
-        """Why each job gets nothing, and what is withheld for it until it can."""
+    def _explain(self, staged: Staged, pools: Pools) -> list[Kept]:
+        """Say why each job gets nothing, and withhold for it what it may have later; for whom."""
         explaining = Explaining(
             self._views, self._drafts, staged.fleet, pools, self._rules, self._still
         )
         held = self._keeping.held
+        served = {unit.job_id for unit in staged.served}
+        found = [kept for job, kept in held.items() if job not in served]
         waiting = len(held)
         for unit in sorted(staged.left, key=lambda u: self._order[u.job_id]):
             request = unit.requests[0]
             if request.job_id in self._refusals:
                 continue
-            why, waits = explaining.why(unit), held.get(request.job_id, "")
-            if not waits and waiting < self._rules.withhold_jobs and not request.het_job:
-                waits = self._keeping.wait(explaining.near(unit.sizes[0]), request)
-                waiting += bool(waits)
-            self._refuse(unit, "; ".join(filter(None, (why, waits))))
+            why, kept = explaining.why(unit), held.get(request.job_id)
+            if not kept and waiting < self._rules.withhold_jobs and not request.het_job:
+                names = explaining.near(unit.sizes[0])
+                kept = self._keeping.wait(names, request, unit.value)
+                if kept and kept.held:
+                    found.append(kept)
+                    waiting += 1
+            self._refuse(unit, f"{why}; {kept.sentence}" if kept else why)
+        return found
 
     def _refuse(self, unit: Unit, reason: str) -> None:
         for request in unit.requests:
@@ -204,6 +212,14 @@ class _Planning:
         if draft.untouched and not draft.view.withheld:
             return None
         return planner.change_of(draft)
+
+
+def _withheld(kept: Sequence[Kept]) -> tuple[tuple[str, int], ...]:
+    """What that costs which is withheld, by what is paid for."""
+    jobs = [mine for mine in kept if mine.slices]
+    slices = sum(mine.slices for mine in jobs)
+    words = f"{slices} compute slice(s) withheld for {len(jobs)} job(s)"
+    return ((words, sum(mine.cost for mine in jobs)),) if jobs else ()
 
 
 def _back(node: Node, draft: NodeDraft, gpu: Gpu, wanted: Layout) -> None:

@@ -5,7 +5,7 @@ parts q (instances w_q on each of n_q nodes, in the pools P_q, at most b_qp time
 tiers t (m_t jobs of value v_t each), where the hulls h can spare S_ht instances of type t, and
 the nodes of pool p can have k instances of type t together C_ptk times:
 
-    maximise    sum_gt v_t y_gt - sum_co k_o x_co
+    maximise    sum_gt v_t y_gt - sum_co k_o x_co - sum_p twice v_p
     subject to  sum_o x_co = N_c                                     for each class
                 sum_p z_qp = n_q sum_t y_gt,  p in P_q               for each part of a group
                 sum_q w_q z_qp <= sum_co a_o x_co, c in p            for each pool and type
@@ -15,12 +15,14 @@ the nodes of pool p can have k instances of type t together C_ptk times:
                 sum_q r_qi z_qp <= R_pi                              (see below)
                 sum_co (a_o - a_stay) x_co <= G_pt                   (see below)
                 sum_q in g z_qp <= sum_t y_gt                        (see below)
+                sum_co (a_stay - a_o) x_co < A_pt + v_p              (see below)
                 z_qp = sum_n z_qn,  sum_q w_q z_qn <= sum_co a_o x_co, c in n     (see below)
                 0 <= y_gt <= m_t,  0 <= z_qp <= b_qp,  x, z whole numbers
 
 z_qn is for the fine programme only: for parts that want several instances of a type, and each node
-n that could have them. The three lines before are for the close programme only, where each pool is
-one node: its CPUs and memory i, its slots' room, and no two shares of a job on it.
+n that could have them. The four lines before are for the close programme only, where each pool is
+one node: its CPUs and memory i, its slots' room, no two shares of a job on it, and whether it
+registers twice (v_p), as none is left of the A_pt instances of a type.
 
 docs/planner.md explains it.
 """
@@ -99,6 +101,11 @@ class Programme:
     """Where each pool is one node: by pool and kind of load, how much the node has."""
     growth: Mapping[tuple[int, int], int] = field(default_factory=dict)
     """There too: by pool and type, for how many more the node's slots have room."""
+    lasting: Mapping[tuple[int, int, bool], int] = field(default_factory=dict)
+    """There too: by pool, type (a wanted one, or one that hulls or nobody needs) and which of these
+    it is, how many must not all go, lest the node register twice."""
+    twice: int = 0
+    """What that costs."""
 
 
 @dataclass
@@ -160,6 +167,8 @@ class Columns:
     """For each offer but the first: the other GPUs of the class stay as they are."""
     y: list[list[int]] = field(default_factory=list)
     z: list[list[dict[int, int]]] = field(default_factory=list)
+    v: dict[int, int] = field(default_factory=dict)
+    """By pool."""
 
 
 Rows = dict[tuple[int, int], Entries]
@@ -189,7 +198,7 @@ class _Building:
             self._class(group)
         for wanted in self._programme.groups:
             self._group(wanted)
-        for key in sorted(self._loss):
+        for key in sorted(self._loss.keys() & self._programme.spare.keys()):
             self.matrix.row(-INFINITE, self._programme.spare[key], self._loss[key])
         for key in sorted(self._use):
             self.matrix.row(-INFINITE, self._programme.limits[key], self._use[key])
@@ -202,8 +211,22 @@ class _Building:
             self.matrix.row(-INFINITE, self._programme.free[key], self._load[key])
         for key in sorted(self._programme.growth.keys() & self._supply.keys()):
             self.matrix.row(-INFINITE, self._programme.growth[key], self._supply[key])
+        if self._programme.twice:
+            self._twice()
         self._balance(self._demand_on, self._supply_on, self._there_on)
         self._balance(self._demand, self._supply, self._there)
+
+    def _twice(self) -> None:
+        """A node registers twice, or something is left of each type that it offers."""
+        for (pool, gres_type, wanted), there in sorted(self._programme.lasting.items()):
+            rows, sign = (self._supply, 1) if wanted else (self._loss, -1)
+            more = [(column, sign * n) for column, n in rows.get((pool, gres_type), ())]
+            if -sum(min(0, n) * self.matrix.upper[column] for column, n in more) >= there:
+                column = self.columns.v.get(pool)
+                if column is None:
+                    column = self.matrix.column(self._programme.twice, 1, whole=True)
+                    self.columns.v[pool] = column
+                self.matrix.row(1 - there, INFINITE, [*more, (column, 1)])
 
     def _balance(self, demand: Rows, supply: Rows, there: Mapping[tuple[int, int], int]) -> None:
         """No more is taken than is offered."""
@@ -295,14 +318,18 @@ def solution(
         tuple({pool: n for pool, c in part.items() if (n := amount[c])} for part in parts)
         for parts in columns.z
     )
-    value = sum(
-        min(left, jobs) * worth
-        for group, count in zip(programme.groups, served, strict=True)
-        for worth, jobs, left in _tiers(group, count)
-    ) - sum(
-        n * cost
-        for group, taken in zip(programme.classes, options, strict=True)
-        for (*_, cost), n in zip(group.offers, taken, strict=True)
+    value = (
+        sum(
+            min(left, jobs) * worth
+            for group, count in zip(programme.groups, served, strict=True)
+            for worth, jobs, left in _tiers(group, count)
+        )
+        - sum(
+            n * cost
+            for group, taken in zip(programme.classes, options, strict=True)
+            for (*_, cost), n in zip(group.offers, taken, strict=True)
+        )
+        - programme.twice * sum(amount[c] for c in columns.v.values())
     )
     return Solution(options, served, spread, value, gap, len(size.cost), len(size.row_lower))
 

@@ -23,6 +23,8 @@ class Rules:
     per_account: int = 0
     withhold_jobs: int = 4
     """For how many waiting jobs instances may be withheld, or a node fenced, at a time."""
+    withhold_s: float = 3600.0
+    """For how long they may be withheld."""
     frozen: Mapping[str, str] = field(default_factory=dict)
     """Nodes on which nothing may change now, and why. What is free there still counts."""
     frozen_gpus: Mapping[tuple[str, int], str] = field(default_factory=dict)

@@ -35,6 +35,7 @@ class Staged:
     """A plan on the fleet's nodes."""
 
     fleet: Fleet
+    weights: Weights = field(default_factory=Weights)
     served: list[Unit] = field(default_factory=list)
     left: list[Unit] = field(default_factory=list)
     """Not served, the most valuable first."""
@@ -45,10 +46,16 @@ class Staged:
     def value(self) -> int:
         """The objective of what is planned."""
         costs = (d.target.cost for node in self.fleet.nodes for d in node.drafts if d.target)
-        return sum(unit.value for unit in self.served) - sum(costs)
+        worth = sum(unit.value for unit in self.served)
+        return worth - sum(costs) - self.weights.twice * self._twice
 
-    def terms(self, weights: Weights) -> tuple[tuple[str, int], ...]:
+    @property
+    def _twice(self) -> int:
+        return sum(node.registers_twice for node in self.fleet.nodes)
+
+    def terms(self) -> tuple[tuple[str, int], ...]:
         """What the changes cost, by what is paid for."""
+        weights = self.weights
         changed = [d for node in self.fleet.nodes for d in node.drafts if d.target]
         options = [d.target for d in changed if d.target]
         created = sum(option.created.bit_count() for option in options)
@@ -65,6 +72,7 @@ class Staged:
         paid = sum(points for _, points in found)
         rest = sum(option.cost for option in options) - paid
         found.append(("room and baseline", rest))
+        found.insert(1, (f"{self._twice} node(s) register twice", weights.twice * self._twice))
         return tuple((words, points) for words, points in found if points)
 
 
@@ -82,7 +90,7 @@ class Task:
 
 def stage(fleet: Fleet, task: Task, *, hard_first: bool = True) -> Staged:
     """Carry the coarse programme's solution over to the fleet's nodes, which it changes."""
-    found = Staged(fleet)
+    found = Staged(fleet, task.weights)
     places = Places(fleet, task.pools)
     wanted = _chosen(task.coarse, task.bound)
     hard = [unit for unit in wanted if unit.several] if hard_first else []
@@ -108,7 +116,7 @@ def stage(fleet: Fleet, task: Task, *, hard_first: bool = True) -> Staged:
 def close_stage(fleet: Fleet, task: Task) -> tuple[Staged, Solution]:
     """The close programme, in which every node is told apart, carried over to the fleet's nodes,
     which it changes; and its solution, whose value bounds every plan too."""
-    found = Staged(fleet)
+    found = Staged(fleet, task.weights)
     places = Places(fleet, task.pools)
     close = problem(fleet, task.pools, task.units, task.weights, close=True)
     solution = task.solve(close.programme, 0.0)
@@ -126,7 +134,7 @@ def _finish(found: Staged, task: Task, of: Problem, places: Places) -> None:
     mender = Mender(found.fleet, task.pools, of, places)
     found.left = mender.mend(_others(task.units, found.served), found.served)
     for node in found.fleet.nodes:
-        _revert_wasted(node)
+        _revert_wasted(node, task.weights)
 
 
 def _spread(of: Problem, solution: Solution) -> Iterator[tuple[Unit, list[list[int]]]]:
@@ -204,22 +212,9 @@ def _once_first(
     for n, member in enumerate(members):
         if len(once) >= enough:
             return [*once, *members[n:], *twice]
-        (twice if _vanishes(nodes[member[0]], member, number) else once).append(member)
+        at, position, options = member
+        (twice if nodes[at].loses_type(position, options[number]) else once).append(member)
     return [*once, *twice]
-
-
-def _vanishes(node: Node, member: Member, number: int) -> bool:
-    """A type goes from the node while jobs use others: slurmctld takes that in two registrations
-    (docs/concepts.md)."""
-    _, position, options = member
-    if not node.spans or not options[number].destroyed:
-        return False
-    shape = node.drafts[position].shape
-    created = shape.counts(options[number].created)
-    return any(
-        node.idle_of[t] == n and t not in node.room and t not in created
-        for t, n in shape.counts(options[number].destroyed).items()
-    )
 
 
 def _room(node: Node, member: Member, number: int) -> int:
@@ -244,14 +239,19 @@ def _until_arranged(node: Node, changed: list[int]) -> int:
     return lost
 
 
-def _revert_wasted(node: Node) -> None:
-    """Leave as they are the GPUs whose change serves nobody, unless the slots need it."""
+def _revert_wasted(node: Node, weights: Weights) -> None:
+    """Leave as they are the GPUs whose change serves nobody, unless the slots need it, or it spares
+    the node a registration."""
     for position, draft in enumerate(node.drafts):
         option = draft.target
         if option is None or not draft.wasted:
             continue
+        once = not node.registers_twice
         node.revert(position)
         try:
             node.arranged()
         except ArrangementError:
+            node.change(position, option)
+            continue
+        if once and node.registers_twice and option.cost < weights.twice:
             node.change(position, option)

@@ -28,11 +28,13 @@ class Tables:
         guarded: tuple[str, ...] = (),
         *,
         tight: bool = False,
+        close: bool = False,
     ) -> None:
         self._tight = tight
+        self._close = close
         self.types = types
         self.guarded = guarded
-        self._weights = weights
+        self.weights = weights
         self._of_shape: dict[int, OptionTable] = {}
         self._number = {t: n for n, t in enumerate(types)}
         self._guard = {t: n for n, t in enumerate(guarded)}
@@ -67,12 +69,15 @@ class Tables:
         """What a GPU may lose of each type; -1 where no hull of the node needs any.
 
         No GPU's loss is made up for by what another one of the node gains: a change must be
-        possible by itself.
+        possible by itself. Where every node is told apart, what is lost of a fleeting type counts
+        too, of which every one may go.
         """
         found = [-1] * len(self.guarded)
         for gres_type in node.holes if self.guarded else ():
             spare = node.spare(gres_type) or 0
             found[self._guard[gres_type]] = max(0, min(MOST, spare))
+        for gres_type in node.fleeting.keys() & self._guard.keys() if self._close else ():
+            found[self._guard[gres_type]] = MOST
         return tuple(found)
 
     def _options(self, draft: Draft, beside: Beside) -> tuple[Option, ...]:
@@ -87,7 +92,7 @@ class Tables:
     def _worked_out(self, draft: Draft, beside: Beside) -> tuple[Option, ...]:
         table = self._of_shape.get(id(draft.shape))
         if table is None:
-            table = table_of(draft.shape, self.types, self.guarded, self._weights)
+            table = table_of(draft.shape, self.types, self.guarded, self.weights)
             self._of_shape[id(draft.shape)] = table
         if draft.target is None and draft.gpu.mig and not draft.switchable:
             idle, growth, limits = draft.idle, beside[1], len(beside[2])

@@ -29,7 +29,7 @@ class Size:
 
     def slices(self, of_type: Mapping[str, int]) -> int:
         """Compute slices that one such job gets."""
-        return self.example.nodes * sum(n * of_type.get(t, 1) for t, n in self.gpus)
+        return slices_wanted(self.example, of_type)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,18 @@ class Pools:
         }
         positions = tuple(range(len(self.of_node)))
         return Pools(positions, tuple((at,) for at in positions), admitting)
+
+
+def slices_wanted(request: JobRequest, of_type: Mapping[str, int]) -> int:
+    """Compute slices that the job gets, by those of each type."""
+    return request.nodes * sum(n * of_type.get(t, 1) for t, n in request.gpus.items())
+
+
+def worth_of(
+    request: JobRequest, of_type: Mapping[str, int], highest: int, weights: Weights
+) -> int:
+    """Points for serving the job, in a queue whose highest priority is that."""
+    return weights.job * level(request.priority, highest) * slices_wanted(request, of_type)
 
 
 class _Sizes:

@@ -20,7 +20,9 @@ class Weights:
     job: int = 100
     """For each compute slice that a served job gets, times the job's level."""
     publish: int = 20
-    """For each GPU that changes: the node is fenced and registers, once or twice."""
+    """For each GPU that changes: the node is fenced and registers."""
+    twice: int = 10
+    """For each node that registers twice: a type goes from it while jobs use others."""
     create: int = 2
     """For each instance created."""
     destroy: int = 4
@@ -33,6 +35,8 @@ class Weights:
     """For switching MIG on or off."""
     reset: int = 400
     """Besides, where switching resets the GPU."""
+    withhold: int = 1
+    """For each minute that a compute slice of idle instances is withheld for a waiting job."""
 
 
 def level(priority: int, highest: int) -> int:

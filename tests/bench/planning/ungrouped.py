@@ -52,9 +52,12 @@ class Ungrouped:
         """By node and type."""
         self._loss: dict[tuple[int, int], Entries] = {}
         self._load: dict[tuple[int, str], Entries] = {}
+        self._there: dict[tuple[int, str], Entries] = {}
+        """What may be there afterwards, by node and fleeting type."""
         for at, node in enumerate(fleet.nodes):
             for draft in node.drafts:
                 self._gpu(at, node, draft)
+            self._twice(at, node)
         for unit in units:
             self._unit(fleet, unit)
         for entries in self._supply.values():
@@ -99,6 +102,9 @@ class Ungrouped:
             )
             for n in shape.numbers(among)
         }
+        for number, column in there.items():
+            if (name := shape.placements[number].profile) in node.fleeting:
+                self._there.setdefault((at, name), []).append((column, 1))
         # Every idle one is destroyed unless it stays: the constant is in `self.constant`.
         self._fits(draft, there)
         self._changed(draft, there)
@@ -108,6 +114,19 @@ class Ungrouped:
             self._supply.setdefault((at, n), []).extend(entries)
             self._grows(node, n, (draft.idle & bits).bit_count(), entries)
         self._hulls(at, draft, there, self._tables.spares(node))
+
+    def _twice(self, at: int, node: Node) -> None:
+        """It registers twice, or of each type that it offers some stay or come."""
+        twice = None
+        for gres_type, held in node.fleeting.items():
+            bits = [draft.shape.of_profile.get(gres_type, 0) for draft in node.drafts]
+            idle = [(d.idle & b).bit_count() for d, b in zip(node.drafts, bits, strict=True)]
+            staying = node.idle_of[gres_type] - held - sum(idle)
+            if staying < 1 and any(idle):
+                if twice is None:
+                    twice = self.matrix.column(self._weights.twice, 1, whole=True)
+                entries = self._there[at, gres_type]
+                self.matrix.row(1 - staying, INFINITE, [*entries, (twice, 1)])
 
     def _grows(self, node: Node, n: int, before: int, entries: Entries) -> None:
         """The slots have room for so many more of a type."""
