@@ -50,8 +50,8 @@ def planning_rules(settings: Settings) -> Rules:
         per_user=rules.max_jobs_per_user,
         per_account=rules.max_jobs_per_account,
         withhold_jobs=rules.withhold_jobs,
-        excluded_users=frozenset(rules.exclude_users),
-        excluded_partitions=frozenset(rules.exclude_partitions),
+        exclude_users=frozenset(rules.exclude_users),
+        exclude_partitions=frozenset(rules.exclude_partitions),
     )
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from slurm_mig.core.planning.limits import Limits
-from slurm_mig.core.planning.rules import Rules
-from slurm_mig.core.planning.weights import Weights
+from slurm_mig.core.planning.rules import Rules, SiteRules
 
 Rename = Callable[[str, str], str]
 """From a kind of name (`node`, `user`, `account`, `partition`, `group`) and a name to another."""
@@ -32,18 +31,9 @@ class NodeRules:
 
 
 @dataclass(frozen=True)
-class RecordedRules:
+class RecordedRules(SiteRules):
     """What holds everywhere, and by node."""
 
-    weights: Weights = field(default_factory=Weights)
-    time_limit_s: float = 10.0
-    soon_s: float = 0.0
-    per_user: int = 0
-    per_account: int = 0
-    withhold_jobs: int = 4
-    withhold_s: float = 3600.0
-    exclude_users: frozenset[str] = frozenset()
-    exclude_partitions: frozenset[str] = frozenset()
     limits: Mapping[str, Limits] = field(default_factory=dict)
     """By group."""
     nodes: Mapping[str, NodeRules] = field(default_factory=dict)
@@ -55,17 +45,11 @@ def recorded(rules: Rules) -> RecordedRules:
     names = {*rules.frozen, *rules.limits, *rules.only_baseline, *rules.patience, *rules.barred}
     groups = {id(limits): f"{n}" for n, limits in enumerate(_distinct(rules.limits.values()), 1)}
     return RecordedRules(
-        rules.weights,
-        rules.time_limit_s,
-        rules.soon_s,
-        rules.per_user,
-        rules.per_account,
-        rules.withhold_jobs,
-        rules.withhold_s,
-        rules.excluded_users,
-        rules.excluded_partitions,
-        {groups[id(limits)]: limits for limits in _distinct(rules.limits.values())},
-        {name: _of_node(rules, name, groups) for name in sorted(names | {n for n, _ in gpus})},
+        **rules.site,
+        limits={groups[id(limits)]: limits for limits in _distinct(rules.limits.values())},
+        nodes={
+            name: _of_node(rules, name, groups) for name in sorted(names | {n for n, _ in gpus})
+        },
     )
 
 
@@ -92,26 +76,26 @@ def rules_of(kept: RecordedRules) -> Rules:
     """The rules as the planner has them. A group that is not there has no limits."""
     nodes = kept.nodes
     return Rules(
-        kept.weights,
-        kept.time_limit_s,
-        kept.soon_s,
-        kept.per_user,
-        kept.per_account,
-        kept.withhold_jobs,
-        kept.withhold_s,
-        {name: mine.frozen for name, mine in nodes.items() if mine.frozen},
-        {(name, gpu): why for name, mine in nodes.items() for gpu, why in mine.frozen_gpus.items()},
-        {n: kept.limits[mine.limits] for n, mine in nodes.items() if mine.limits in kept.limits},
-        frozenset(name for name, mine in nodes.items() if mine.only_baseline),
-        {n: (m.patience[0], m.patience[-1]) for n, m in nodes.items() if m.patience},
-        {
+        **kept.site,
+        frozen={name: mine.frozen for name, mine in nodes.items() if mine.frozen},
+        frozen_gpus={
+            (name, gpu): why
+            for name, mine in nodes.items()
+            for gpu, why in mine.frozen_gpus.items()
+        },
+        limits={
+            n: kept.limits[mine.limits] for n, mine in nodes.items() if mine.limits in kept.limits
+        },
+        only_baseline=frozenset(name for name, mine in nodes.items() if mine.only_baseline),
+        patience={n: (m.patience[0], m.patience[-1]) for n, m in nodes.items() if m.patience},
+        barred={
             name: (mine.exclude_users, mine.exclude_partitions)
             for name, mine in nodes.items()
             if mine.exclude_users or mine.exclude_partitions
         },
-        frozenset((name, gpu) for name, mine in nodes.items() for gpu in mine.to_baseline),
-        kept.exclude_users,
-        kept.exclude_partitions,
+        to_baseline=frozenset(
+            (name, gpu) for name, mine in nodes.items() for gpu in mine.to_baseline
+        ),
     )
 
 
@@ -121,21 +105,15 @@ def renamed(kept: RecordedRules, rename: Rename) -> RecordedRules:
     def all_of(kind: str, names: Iterable[str]) -> frozenset[str]:
         return frozenset(rename(kind, name) for name in sorted(names))
 
-    return RecordedRules(
-        kept.weights,
-        kept.time_limit_s,
-        kept.soon_s,
-        kept.per_user,
-        kept.per_account,
-        kept.withhold_jobs,
-        kept.withhold_s,
-        all_of("user", kept.exclude_users),
-        all_of("partition", kept.exclude_partitions),
-        {
+    return replace(
+        kept,
+        exclude_users=all_of("user", kept.exclude_users),
+        exclude_partitions=all_of("partition", kept.exclude_partitions),
+        limits={
             n: Limits(rename("group", mine.group), mine.least, mine.most)
             for n, mine in kept.limits.items()
         },
-        {
+        nodes={
             rename("node", name): NodeRules(
                 "stays as it is" if mine.frozen else "",
                 dict.fromkeys(mine.frozen_gpus, "stays as it is"),

@@ -84,8 +84,8 @@ def test_caps_and_exclusions() -> None:
     for rules, count, reason in (
         (Rules(per_user=2), 2, "2 job(s) of user eve may cause changes at once"),
         (Rules(per_account=1), 1, "1 job(s) of account physics may cause changes at once"),
-        (Rules(excluded_users=frozenset({"eve"})), 0, "jobs of user eve cause no reshape"),
-        (Rules(excluded_partitions=frozenset({"main"})), 0, "of partition main cause no reshape"),
+        (Rules(exclude_users=frozenset({"eve"})), 0, "jobs of user eve cause no reshape"),
+        (Rules(exclude_partitions=frozenset({"main"})), 0, "of partition main cause no reshape"),
         (Rules(frozen={"n1": "the site says so"}), 0, "n1: the site says so"),
     ):
         made = plan([view], jobs, rules=rules)
@@ -226,7 +226,7 @@ def test_a_snapshot_has_the_sites_rules_too() -> None:
         of_group={"n1": front, "n2": front},
         paused={"n3": "paused by root"},
         free_for="baseline",
-        planning=Rules(per_user=5, soon_s=7, excluded_partitions=frozenset({"debug"})),
+        planning=Rules(per_user=5, soon_s=7, exclude_partitions=frozenset({"debug"})),
     )
     managed = {
         v.name: replace(ManagedNode(v.name, {}, v.slots, ()), reshaped={0: at})

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from slurm_mig.core.planning.limits import Limits
 from slurm_mig.core.planning.weights import Weights
 
 
 @dataclass(frozen=True)
-class Rules:
-    """What the site wants of a plan."""
+class SiteRules:
+    """What holds everywhere."""
 
     weights: Weights = field(default_factory=Weights)
     time_limit_s: float = 10.0
@@ -25,6 +26,20 @@ class Rules:
     """For how many waiting jobs instances may be withheld, or a node fenced, at a time."""
     withhold_s: float = 3600.0
     """For how long they may be withheld."""
+    exclude_users: frozenset[str] = frozenset()
+    """Whose jobs cause no change."""
+    exclude_partitions: frozenset[str] = frozenset()
+
+    @property
+    def site(self) -> dict[str, Any]:
+        """These fields alone, for rules that have more."""
+        return {f.name: getattr(self, f.name) for f in fields(SiteRules)}
+
+
+@dataclass(frozen=True)
+class Rules(SiteRules):
+    """What the site wants of a plan, and what holds for single nodes at that moment."""
+
     frozen: Mapping[str, str] = field(default_factory=dict)
     """Nodes on which nothing may change now, and why. What is free there still counts."""
     frozen_gpus: Mapping[tuple[str, int], str] = field(default_factory=dict)
@@ -40,5 +55,3 @@ class Rules:
     """By node: users and partitions whose jobs cause no change there."""
     to_baseline: frozenset[tuple[str, int]] = frozenset()
     """GPUs that get their baseline back if nobody uses them or waits for what they are."""
-    excluded_users: frozenset[str] = frozenset()
-    excluded_partitions: frozenset[str] = frozenset()

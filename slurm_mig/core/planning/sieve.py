@@ -56,8 +56,8 @@ def _not_soon(
 
 def _capped(units: Sequence[Unit], rules: Rules, refuse: Refuse) -> list[Unit]:
     """Without what is excluded, or beyond the caps per user and account."""
-    if not (rules.per_user or rules.per_account or rules.excluded_users
-            or rules.excluded_partitions):  # fmt: skip
+    if not (rules.per_user or rules.per_account or rules.exclude_users
+            or rules.exclude_partitions):  # fmt: skip
         return list(units)
     count: Counter[tuple[str, str]] = Counter()
     kept = []
@@ -81,9 +81,9 @@ def _capped(units: Sequence[Unit], rules: Rules, refuse: Refuse) -> list[Unit]:
 
 
 def _excluded(rules: Rules, request: JobRequest) -> str:
-    if request.user in rules.excluded_users:
+    if request.user in rules.exclude_users:
         return f"policy: jobs of user {request.user} cause no reshape"
-    if request.partition in rules.excluded_partitions:
+    if request.partition in rules.exclude_partitions:
         return f"policy: jobs of partition {request.partition} cause no reshape"
     return ""
 
