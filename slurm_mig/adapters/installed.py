@@ -161,10 +161,12 @@ class Installed:
                 if not self._is_ours(path, known):
                     left.append(path)
                     continue
-                path.unlink()
-                gone.append(path)
+                for file in (*_enabled(path), path):
+                    file.unlink()
+                    gone.append(file)
         if known:
             self._manifest.unlink()
+        folders += {link.parent for link in gone if link.parent.suffix in (".wants", ".requires")}
         for folder in sorted(folders, reverse=True):
             # What a person, or enrolment, put into it since stays.
             if folder.is_dir() and not any(folder.iterdir()):
@@ -194,6 +196,13 @@ class Installed:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _enabled(unit: Path) -> list[Path]:
+    """The links by which `systemctl enable` has a unit started: a slurmd that requires one that is
+    gone does not start."""
+    found = (unit.parent.glob(f"*.{kind}/{unit.name}") for kind in ("wants", "requires"))
+    return sorted(link for links in found for link in links if link.is_symlink())
 
 
 def _under(root: Path, target: str) -> Path:

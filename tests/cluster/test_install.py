@@ -115,6 +115,19 @@ def test_around_enrolled_nodes_and_a_job(site: ManagedCluster) -> None:
     assert {path for path in differing if not path.startswith(ENROLMENTS)} == set()
 
 
+def test_units_that_were_enabled_go_with_what_starts_them(site: ManagedCluster) -> None:
+    """A slurmd that requires a unit that is gone would not start after the next boot."""
+    before = tree(site)
+    site.slurm_mig("install", "--role", "node", check=False)
+    site.run(
+        "/usr/bin/systemctl", "--root=/", "enable", "slurm-mig-restore", "slurm-mig-check.path"
+    )
+    links = "/etc/systemd/system/slurmd.service.requires/slurm-mig-restore.service"
+    assert site.run("test", "-L", links).returncode == 0
+    assert f"removed {links}\n" in site.slurm_mig("uninstall").stdout
+    assert tree(site) == before
+
+
 def test_a_file_of_the_sites_that_is_just_ours_stays_the_sites(site: ManagedCluster) -> None:
     source = "/opt/slurm-mig/src/scripts"
     site.sh(f"mkdir -p {HOOK_DIR}; cp {source}/prolog {HOOK_DIR}/prolog")

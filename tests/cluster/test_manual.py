@@ -9,14 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.testbed import console
-from tests.testbed.cluster import A100, Cluster, NodeSpec
-from tests.testbed.product import CONFIGURATION, ManagedCluster
+from tests.testbed.cluster import Cluster
+from tests.testbed.fresh import PROFILE, fresh
+from tests.testbed.product import ManagedCluster
+from tests.testbed.serve import MANUALS
 
 DOCS = Path(__file__).parents[2] / "docs"
-NODES = (
-    NodeSpec("a100-1", (A100, A100), partitions=("main",), features="a100"),
-    NodeSpec("a100-2", (A100,), partitions=("main",), features="a100"),
-)
 OTHERS = ("outside.md", "containers.md", "kubernetes.md", "virtual-machines.md")
 """Pages about what is not Slurm's: in this order on a cluster of their own."""
 
@@ -93,7 +91,7 @@ def pages() -> list[str]:
 @pytest.fixture(scope="module")
 def managed() -> Iterator[ManagedCluster]:
     """An enrolled cluster whose cycles run, as the timer has them run."""
-    with ManagedCluster(nodes=NODES) as cluster:
+    with ManagedCluster(nodes=MANUALS) as cluster:
         cluster.enrol()
         cluster.reconcile_every(1)
         yield cluster
@@ -102,7 +100,7 @@ def managed() -> Iterator[ManagedCluster]:
 @pytest.fixture(scope="module")
 def others() -> Iterator[ManagedCluster]:
     """A node with an image, a kernel with IOMMU groups and vGPU types, and a libvirt."""
-    with ManagedCluster(nodes=NODES) as cluster:
+    with ManagedCluster(nodes=MANUALS) as cluster:
         said = cluster.run("slurm-mig", "inventory", "--json", node="a100-1").stdout
         addresses = [gpu["pci"].lower()[-12:] for gpu in json.loads(said)["gpus"]]
         cluster.write("/run/recut.py", RECUT)
@@ -125,10 +123,8 @@ def test_commands_of(managed: ManagedCluster, page: str) -> None:
 
 
 def test_installation_and_the_way_back() -> None:
-    with Cluster(nodes=NODES) as cluster:
-        cluster.write("/run/site.yaml", CONFIGURATION)
-        cluster.sh("mkdir -p /usr/libexec/slurm-mig && rm -r /usr/libexec/slurm-mig")
+    with Cluster(nodes=MANUALS) as cluster, fresh(cluster):
         before = [cluster.read(f"/etc/slurm/{name}") for name in ("slurm.conf", "gres.conf")]
-        console.run(cluster, DOCS / "install.md")
+        console.run(cluster, DOCS / "install.md", PROFILE)
         after = [cluster.read(f"/etc/slurm/{name}") for name in ("slurm.conf", "gres.conf")]
         assert before == after

@@ -88,15 +88,16 @@ def _lines(text: str) -> list[str]:
     return [" ".join(line.split()) for line in text.strip("\n").splitlines()]
 
 
-def run(cluster: Cluster, page: Path) -> list[Step]:
-    """Run a page on a cluster. Raises AssertionError with place and output where it differs."""
+def run(cluster: Cluster, page: Path, profile: str = "") -> list[Step]:
+    """Run a page on a cluster; each shell begins with `profile`. Raises AssertionError with place
+    and output where it differs."""
     found = list(steps(page.read_text(encoding="utf-8")))
     for step in found:
         if step.hidden and step.command.startswith("restart "):
             cluster.restart_daemon(*step.command.split()[1:])
             continue
         node = None if step.host == "head" else step.host
-        done = _typed(cluster, step, node)
+        done = _typed(cluster, step, node, profile)
         place = f"{page.name}:{step.line}: {step.command}\n"
         assert done.returncode == step.exit, f"{place}exit {done.returncode}\n{done.stdout}"
         if step.output:
@@ -106,9 +107,11 @@ def run(cluster: Cluster, page: Path) -> list[Step]:
     return found
 
 
-def _typed(cluster: Cluster, step: Step, node: str | None) -> CompletedProcess[str]:
+def _typed(cluster: Cluster, step: Step, node: str | None, profile: str) -> CompletedProcess[str]:
     """What a person does who reads "another slurm-mig is at work": wait, and type it again."""
-    shell = f"exec 2>&1\ncd {SOURCE if step.user == 'root' else '/tmp/jobs'}\n{step.command}"
+    shell = (
+        f"{profile}exec 2>&1\ncd {SOURCE if step.user == 'root' else '/tmp/jobs'}\n{step.command}"
+    )
     user = None if step.user == "root" else step.user
     deadline = time.monotonic() + 30
     while True:

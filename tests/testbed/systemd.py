@@ -1,8 +1,8 @@
-"""A systemd beside a cluster: first process of its own pid, mount and control group namespaces.
+"""A systemd on a host of a cluster: first process of its own pid, mount and cgroup namespaces.
 
 It has our units and journald, and of the host's own units nothing that could touch the host (no
-udev, sysctl, mounts or generators). It shares the head's network, files, munge and wake file; the
-processes of the cluster are not its own.
+udev, sysctl, mounts or generators). It shares its host's network, files, munge, wake file and
+simulated driver; the processes of the cluster are not its own.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ UNITS = SOURCE / "etc" / "systemd"
 ETC_UNITS = "/etc/systemd/system"
 
 _OUTER = """
+echo $$ >"/run/systemd-$(hostname).outer"
 mkdir -p /run/cgroup2
 mount -t cgroup2 cgroup2 /run/cgroup2
 mkdir "/run/cgroup2/$1"
 echo $$ >"/run/cgroup2/$1/cgroup.procs"
-exec unshare -Cmp --fork --kill-child --propagation private sh -ec "$2" systemd "$3"
+exec unshare -Cmp --fork --kill-child --propagation private sh -ec "$2" systemd $3
 """
 
 _INNER = f"""
@@ -36,43 +37,64 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mkdir -p /tmp/shared
 mount --rbind /run /tmp/shared
 mount -t tmpfs -o mode=755 tmpfs /run
-mkdir /run/lock /run/munge /run/slurm-mig
-mount --bind /tmp/shared/munge /run/munge
-mount --bind /tmp/shared/slurm-mig /run/slurm-mig
+mkdir /run/lock
+# systemd gives its host the name that is written there.
+hostname >/run/hostname
+: >>/etc/hostname
+mount --bind /run/hostname /etc/hostname
+for folder in munge slurm slurm-mig nvml-sim; do
+    [ -d /tmp/shared/$folder ] || continue
+    mkdir /run/$folder
+    mount --bind /tmp/shared/$folder /run/$folder
+done
 mount -t tmpfs -o mode=755 tmpfs /usr/lib/systemd/system-generators
-mkdir -p {ETC_UNITS}
-mount -t tmpfs -o mode=755 tmpfs {ETC_UNITS}
+mkdir -p {ETC_UNITS} /run/systemd/system
 for unit in /usr/lib/systemd/system/*.wants/*; do
     case $unit in
         */systemd-journald*) ;;
-        *) ln -sf /dev/null "{ETC_UNITS}/${{unit##*/}}" ;;
+        *) ln -sf /dev/null "/run/systemd/system/${{unit##*/}}" ;;
     esac
 done
-cp "$1"/* {ETC_UNITS}
-ln -sf /usr/local/bin/slurm-mig /usr/bin/slurm-mig
+if [ $# -gt 0 ]; then
+    mount -t tmpfs -o mode=755 tmpfs {ETC_UNITS}
+    cp "$1"/* {ETC_UNITS}
+    ln -sf /usr/local/bin/slurm-mig /usr/bin/slurm-mig
+fi
 export container=slurm-mig-testbed
 exec /usr/lib/systemd/systemd --system --log-target=console --unit=basic.target
 """
 
 
 class Systemd:
-    """A context manager; `run` and `ctl` work inside."""
+    """A context manager; `run` and `ctl` work inside. `units` are put in place; None: the host's
+    own /etc has what it has, and slurm-mig is where it was installed."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(
+        self, cluster: Cluster, node: str | None = None, units: Path | None = UNITS
+    ) -> None:
         self._cluster = cluster
+        self._units = units
+        self._name = node or "head"
+        self._entered = ("on-node", node) if node else ()
         self._first: subprocess.Popen[bytes] | None = None
         self._pid = 0
 
     def __enter__(self) -> Systemd:
-        words = ["sh", "-ec", _OUTER, "systemd", group_name(), _INNER, str(UNITS)]
-        with open("/tmp/systemd.log", "wb") as log:
+        units = str(self._units or "")
+        words = [*self._entered, "sh", "-ec", _OUTER, "systemd", group_name(), _INNER, units]
+        with open(self._log, "wb") as log:
             self._first = self._cluster.spaces.begin(words, log)
         try:
             self._cluster.wait_for(self._is_up, 30, "systemd to be up")
         except TimeoutError as error:
             self.__exit__(None, None, None)
-            raise RuntimeError(Path("/tmp/systemd.log").read_text()) from error
+            raise RuntimeError(self._log.read_text()) from error
+        self._cluster.write(f"/run/systemd-{self._name}.pid", f"{self._pid}\n")
         return self
+
+    @property
+    def _log(self) -> Path:
+        return Path(f"/tmp/systemd-{self._name}.log")
 
     def __exit__(
         self,
@@ -88,7 +110,9 @@ class Systemd:
         self._first.wait(20)
 
     def _is_up(self) -> bool:
-        found = self._cluster.sh("pgrep -f '^/usr/lib/systemd/systemd --system' || true").split()
+        outer = f"/run/systemd-{self._name}.outer"
+        children = f"pgrep -P $(cat {outer}) -f '^/usr/lib/systemd/systemd --system'"
+        found = self._cluster.sh(f"[ ! -e {outer} ] || {children} || true").split()
         self._pid = int(found[0]) if found else 0
         return bool(found) and self.ctl("is-active", "basic.target", check=False).returncode == 0
 
@@ -97,7 +121,7 @@ class Systemd:
                                  **options)  # fmt: skip
 
     def ctl(self, *words: str, **options: Any) -> CompletedProcess[str]:
-        return self.run("systemctl", "--no-pager", *words, **options)
+        return self.run("/usr/bin/systemctl", "--no-pager", *words, **options)
 
     def show(self, unit: str, key: str) -> str:
         """One property of a unit."""
