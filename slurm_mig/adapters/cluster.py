@@ -58,9 +58,7 @@ class PyslurmCluster:
         """Every node that slurmctld shows, with the gpu slots that its jobs have."""
         with _translated("reading nodes from slurmctld"):
             nodes = pyslurm.Nodes.load()
-            reservations = _reservations(
-                {n: int(node.total_cpus or 0) for n, node in nodes.items()}
-            )
+            reservations = _reservations(nodes)
         held = _by_node(_running_jobs())
         return {
             name: _node(node, held.get(name, _Held()), reservations.get(name, []))
@@ -68,16 +66,22 @@ class PyslurmCluster:
         }
 
     def node(self, name: str) -> SlurmNode:
-        """One node, read again. Raises UnreachableError also when it is not there any more."""
-        try:
-            return self.nodes()[name]
-        except KeyError:
-            raise GoneError(f"slurmctld has no node {name} any more") from None
+        """One node, read again, and nothing of the others: what a reshape asks for. Raises
+        GoneError when it is not there any more."""
+        node = self._load(name)
+        with _translated("reading reservations from slurmctld"):
+            reservations = _reservations()
+        held = _by_node(_running_jobs())
+        return _node(node, held.get(name, _Held()), reservations.get(name, []))
 
     def watch(self, name: str) -> SlurmNode:
-        """One node without its jobs: quick, for waiting until its state changes."""
+        """One node without its jobs: quick, for waiting until its state changes. Raises as `node`
+        does."""
+        return _node(self._load(name), _Held(), [])
+
+    def _load(self, name: str) -> Any:
         try:
-            return _node(pyslurm.Node.load(name), _Held(), [])
+            return pyslurm.Node.load(name)
         except pyslurm.PyslurmError as error:
             if name not in self.nodes():
                 raise GoneError(f"slurmctld has no node {name} any more") from error
@@ -162,11 +166,16 @@ def _run(*command: str) -> str:
     return done.stdout
 
 
-def _reservations(cpus: Mapping[str, int]) -> dict[str, list[Reservation]]:
-    """Active and coming reservations by node; `cpus` are the CPUs of every node."""
+def _reservations(shown: Mapping[str, Any] | None = None) -> dict[str, list[Reservation]]:
+    """Active and coming reservations by node; `shown` are all nodes, where they are known."""
+    reserved = pyslurm.Reservations.load()
+    if not reserved:
+        return {}
+    shown = pyslurm.Nodes.load() if shown is None else shown
+    cpus = {name: int(node.total_cpus or 0) for name, node in shown.items()}
     found: dict[str, list[Reservation]] = defaultdict(list)
     now = time.time()
-    for reservation in pyslurm.Reservations.load().values():
+    for reservation in reserved.values():
         nodes = expand(reservation.nodes)
         counts = demand.parse_tres(",".join(f"{k}={n}" for k, n in reservation.tres.items()))
         # `gres/gpu` is the total, the typed ones among it.
