@@ -48,7 +48,7 @@ class FileStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.history = History(root)
-        self._read: dict[Path, tuple[tuple[int, int, int], Any]] = {}
+        self._read: dict[str, tuple[tuple[int, int, int], Any]] = {}
         """Records as last read: a cycle asks for those of every node many times."""
         self.turn = 0
         """While the lock is held: greater than every holder's before (adapters/turns.py)."""
@@ -116,14 +116,14 @@ class FileStore:
 
     def managed(self) -> dict[str, ManagedNode]:
         """Every node in our care, by name. Raises ConfigError for a damaged record."""
-        folder = self.root / "nodes"
+        folder = f"{self.root}/nodes"
         try:
             names = sorted(os.listdir(folder))
         except FileNotFoundError:
             return {}
         except OSError as error:
             raise ConfigError(f"cannot read {folder}: {error.strerror}") from error
-        records = (self._load(folder / n, ManagedNode) for n in names if n.endswith(".json"))
+        records = (self._load(f"{folder}/{n}", ManagedNode) for n in names if n.endswith(".json"))
         return {node.name: node for node in records if node is not None}
 
     def save_managed(self, node: ManagedNode) -> None:
@@ -159,7 +159,7 @@ class FileStore:
             mark.unlink(missing_ok=True)
 
     def transaction(self, node: str) -> Transaction | None:
-        return self._load(self.root / "transactions" / f"{node}.json", Transaction)
+        return self._load(f"{self.root}/transactions/{node}.json", Transaction)
 
     def save_transaction(self, transaction: Transaction) -> None:
         if transaction.phase in (Phase.RESHAPED, Phase.PUBLISHED):
@@ -176,7 +176,7 @@ class FileStore:
     def pauses(self) -> list[Pause]:
         """Every pause in force, the cluster's first."""
         paths = sorted((self.root / "pauses").glob("*.json"))
-        found = (self._load(path, Pause) for path in paths)
+        found = (self._load(str(path), Pause) for path in paths)
         return sorted((p for p in found if p is not None), key=lambda p: p.scope)
 
     def pause(self, pause: Pause) -> None:
@@ -191,13 +191,13 @@ class FileStore:
         return self.root / "pauses" / f"{scope or '@'}.json"
 
     def report(self) -> CycleReport | None:
-        return self._load(self.root / "cycle.json", CycleReport)
+        return self._load(f"{self.root}/cycle.json", CycleReport)
 
     def save_report(self, report: CycleReport) -> None:
         self._save(self.root / "cycle.json", report)
 
     def counters(self) -> Counters | None:
-        return self._load(self.root / "counters.json", Counters)
+        return self._load(f"{self.root}/counters.json", Counters)
 
     def save_counters(self, counters: Counters) -> None:
         self._save(self.root / "counters.json", counters)
@@ -206,10 +206,11 @@ class FileStore:
         make_directory(path.parent)
         write_atomic(path, json.dumps(encode(value), indent=1) + "\n")
 
-    def _load(self, path: Path, kind: type[T]) -> T | None:
+    def _load(self, path: str, kind: type[T]) -> T | None:
+        # A name, no Path: a cycle asks some thousand times where there are some hundred nodes.
         try:
-            if path in self._read and self._read[path][0] == _version(os.stat(path)):
-                return typing.cast("T", self._read[path][1])
+            if (known := self._read.get(path)) and known[0] == _version(os.stat(path)):
+                return typing.cast("T", known[1])
             with open(path, encoding="utf-8") as file:
                 now = _version(os.fstat(file.fileno()))
                 text = file.read()
@@ -218,7 +219,7 @@ class FileStore:
         except OSError as error:
             raise ConfigError(f"cannot read {path}: {error.strerror}") from error
         try:
-            found = decode(kind, json.loads(text), str(path))
+            found = decode(kind, json.loads(text), path)
             self._read[path] = (now, found)
             return found
         except ValueError as error:
