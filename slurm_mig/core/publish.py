@@ -1,4 +1,9 @@
-"""The text of our own published files: one NodeName line and the gres.conf lines of each node."""
+"""The text of our own published files: one NodeName line and the gres.conf lines of each node.
+
+Nodes with the same gres.conf lines share them: every slurmd reads the file at each reload, and with
+a line per slot and node that takes longer than all else (docs/many-nodes.md). NodeName lines are
+one a node, as sites give each its own address.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from slurm_mig.core import slots
+from slurm_mig.core.hostlists import fold_set
 from slurm_mig.core.model import Device
 from slurm_mig.core.records import ManagedNode
 from slurm_mig.errors import DriftError
@@ -91,20 +97,21 @@ def all_types(node: ManagedNode) -> tuple[str, ...]:
 
 
 def gres_conf(nodes: Sequence[ManagedNode]) -> str:
-    """Our part of gres.conf: one line per slot, in slot order."""
-    lines = []
+    """Our part of gres.conf: one line per slot, in slot order, for all nodes that are alike."""
+    alike: dict[tuple[str, ...], list[str]] = {}
     for node in sorted(nodes, key=lambda n: n.name):
-        lines.append(f"NodeName={node.name} AutoDetect=off")
-        lines.extend(_gres_line(node, device) for device in node.slots)
-    return sealed("".join(f"{line}\n" for line in lines))
+        lines = ("AutoDetect=off", *(_gres_words(node, device) for device in node.slots))
+        alike.setdefault(lines, []).append(node.name)
+    named = ((fold_set(names), lines) for lines, names in alike.items())
+    return sealed("".join(f"NodeName={names} {line}\n" for names, lines in named for line in lines))
 
 
-def _gres_line(node: ManagedNode, device: Device) -> str:
+def _gres_words(node: ManagedNode, device: Device) -> str:
     key = "File" if len(device.files) == 1 else "MultipleFiles"
     cores = node.cores.get(device.gpu)
     extra = f" Cores={cores}" if cores else ""
     extra += " Flags=explicit" if node.explicit else ""
-    return f"NodeName={node.name} Name=gpu Type={device.type} {key}={shorten(device.files)}{extra}"
+    return f"Name=gpu Type={device.type} {key}={shorten(device.files)}{extra}"
 
 
 def shorten(files: Sequence[str]) -> str:

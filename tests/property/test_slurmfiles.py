@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from slurm_mig.adapters.slurmfiles import SlurmFiles, parse
 from slurm_mig.adapters.slurmfiles.blocks import add, keep, undo
 from slurm_mig.adapters.slurmfiles.lines import physical_lines
-from slurm_mig.adapters.slurmfiles.names import expand, fold
+from slurm_mig.core.hostlists import expand, fold
 from slurm_mig.errors import DriftError
 
 PATH = Path("slurm.conf")

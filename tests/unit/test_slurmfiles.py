@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from slurm_mig.adapters.slurmfiles import parse
-from slurm_mig.adapters.slurmfiles.names import expand, fold
+from slurm_mig.core.hostlists import expand, fold
 from slurm_mig.errors import ConfigError, UsageError
 from tests.unit.sitefiles import GRES, SLURM, Make, after, write
 

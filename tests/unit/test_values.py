@@ -66,6 +66,12 @@ def test_our_files() -> None:
         "NodeName=n1 Name=gpu Type=3g.20gb MultipleFiles="
         "/dev/nvidia0,/caps/nvidia-cap[48,49] Cores=0-15",
     ]
+    alike = [replace(one, name=f"n{n}") for n in (3, 10, 2)]
+    other = replace(one, name="n4", cores={})
+    assert publish.gres_conf([one, *alike, other]).splitlines()[3:] == [
+        *(line.replace("n1", "n[1-3,10]") for line in text.splitlines()[3:]),
+        *(line.replace("n1", "n4").replace(" Cores=0-15", "") for line in text.splitlines()[3:]),
+    ], "nodes that are alike share their lines, each node's in slot order"
     line = publish.nodes_conf([one]).splitlines()[3]
     assert line.startswith("NodeName=n1 CPUs=32 RealMemory=64000 Gres=gpu:1g.5gb:1,gpu:3g.20gb:1,")
     assert publish.Catalog("cat", 1).records([one])[0].line == (

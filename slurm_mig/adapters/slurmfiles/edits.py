@@ -12,9 +12,9 @@ from pathlib import Path
 
 from slurm_mig.adapters.slurmfiles import blocks
 from slurm_mig.adapters.slurmfiles.lines import Line, Pair
-from slurm_mig.adapters.slurmfiles.names import expand, fold, fold_set, is_name
 from slurm_mig.adapters.slurmfiles.site import BY_POSITION, Site, is_default, plain, value_list
 from slurm_mig.adapters.slurmfiles.tree import Tree
+from slurm_mig.core.hostlists import expand, fold, fold_set, is_name
 from slurm_mig.errors import ConfigError, UsageError
 
 

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from slurm_mig.adapters.slurmfiles.lines import Line, Pair
-from slurm_mig.adapters.slurmfiles.names import elements, expand, fold_set
+from slurm_mig.core.hostlists import elements, expand, fold_set
 from slurm_mig.errors import ConfigError, UsageError
 
 BY_POSITION = ("nodehostname", "nodeaddr", "bcastaddr", "port")

@@ -1,8 +1,7 @@
 """Slurm's host lists: `gpu[001-128,130]` to names and back.
 
 Checked strictly: no set operators, spaces or groups. The order of names is kept: NodeAddr,
-NodeHostname and Port go by position. The standard library only: GPU nodes that have files of their
-own use this too.
+NodeHostname and Port go by position.
 """
 
 from __future__ import annotations
