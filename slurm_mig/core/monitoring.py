@@ -114,6 +114,9 @@ def afterwards(view: NodeView, node: ManagedNode, under_way: Transaction | None)
     busy device keeps its index, so its allocations hold."""
     if under_way is not None and view.condition is NodeCondition.USABLE:
         view = replace(view, condition=NodeCondition.OURS, note=under_way.note)
+    published = (node.slots, node.withheld)
+    if view.condition is NodeCondition.USABLE and published == (view.slots, view.withheld):
+        return view  # What was seen agreed with its record, and nothing was published since.
     there = {d.key: d.uuid for d in node.slots if not is_filler(d.type)}
     there |= {(w.gpu, p): "" for w in node.withheld for p in w.placements}
     there |= {(gpu.index, p): "" for gpu in view.gpus for p in gpu.foreign}

@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from slurm_mig.core import slots
 from slurm_mig.core.hostlists import fold_set
@@ -114,7 +115,8 @@ def _gres_words(node: ManagedNode, device: Device) -> str:
     return f"Name=gpu Type={device.type} {key}={shorten(device.files)}{extra}"
 
 
-def shorten(files: Sequence[str]) -> str:
+@lru_cache(maxsize=4096)
+def shorten(files: tuple[str, ...]) -> str:
     """`/dev/nvidia-caps/nvidia-cap[3,12]`: files that differ in a last number, as Slurm reads it.
 
     Slurm's configuration reader has a limit on the length of a line.
