@@ -165,16 +165,17 @@ def _fields(kind: Any) -> Decoder:
     decoders = {name: _decoder(hint) for name, hint in hints.items()}
 
     def decoded(data: Any) -> Any:
-        if unknown := _object(data).keys() - decoders.keys():
-            raise _MisfitError(f"unknown field {', '.join(sorted(map(str, unknown)))}")
-        if missing := required - data.keys():
-            raise _MisfitError(f"missing {', '.join(sorted(missing))}")
-        found = {}
-        for name, value in data.items():
-            try:
+        if _object(data).keys() != decoders.keys():
+            if unknown := data.keys() - decoders.keys():
+                raise _MisfitError(f"unknown field {', '.join(sorted(map(str, unknown)))}")
+            if missing := required - data.keys():
+                raise _MisfitError(f"missing {', '.join(sorted(missing))}")
+        found, name = {}, ""
+        try:
+            for name, value in data.items():
                 found[name] = decoders[name](value)
-            except _MisfitError as misfit:
-                raise misfit.at(f".{name}") from None
+        except _MisfitError as misfit:
+            raise misfit.at(f".{name}") from None
         return kind(**found)
 
     return decoded

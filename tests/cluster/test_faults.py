@@ -53,6 +53,7 @@ DEFAULT = {
     "gres.conf edited by a person": ("before:reshape",),
     "slurm.conf replaced by configuration management": ("files.write",),
     "the clock jumps a day ahead": ("cluster.drain",),
+    "the clock jumps a day back": ("nodes.reshape",),
     "a second reconciler": ("nodes.reshape",),
     "remote command: lost": ("publish",),
     "remote command: late": ("reshape",),
