@@ -2,14 +2,15 @@
 
 Bounded: a file that is full becomes history.jsonl.1 and takes the older one's place, so that there
 is always one file's worth to look back on. A line that was cut off by a crash or a full disk is
-passed over, and never takes the next one with it.
+passed over, and never takes the next one with it. A transaction whose end was journalled only after
+a crash has a line of each time that it ended: the last one counts.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,8 @@ class History:
 
     def entries(self) -> Iterator[Transaction | Event]:
         """Everything that is kept, oldest first."""
-        for path in (self._before, self._now):
-            yield from _entries(_read(path), path)
+        paths = (self._before, self._now)
+        yield from _once(entry for path in paths for entry in _entries(_read(path), path))
 
     def since(self, at: int) -> tuple[list[Transaction | Event], int]:
         """What was added since byte `at` of the present file, and its end now.
@@ -60,7 +61,17 @@ class History:
         added = _read(self._now, at)
         whole = added[: added.rfind(b"\n") + 1]
         found += _entries(whole, self._now)
-        return found, at + len(whole)
+        return list(_once(found)), at + len(whole)
+
+
+def _once(entries: Iterable[Transaction | Event]) -> Iterable[Transaction | Event]:
+    """Each transaction as it ended at last, where it did then."""
+    last: dict[object, Transaction | Event] = {}
+    for number, entry in enumerate(entries):
+        key = (entry.node, entry.id) if isinstance(entry, Transaction) else number
+        last.pop(key, None)
+        last[key] = entry
+    return last.values()
 
 
 def _read(path: Path, at: int = 0) -> bytes:

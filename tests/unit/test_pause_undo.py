@@ -21,7 +21,7 @@ from slurm_mig.core.planning.plan import plan
 from slurm_mig.core.policy import Policy, review
 from slurm_mig.core.records import Event, ManagedNode, Pause, Phase, Transaction
 from slurm_mig.core.undo import last_change, undo
-from slurm_mig.errors import ArrangementError, BusyError, SlurmMigError, UsageError
+from slurm_mig.errors import ArrangementError, BusyError, SlurmMigError, UnwritableError, UsageError
 from tests.unit.builders import A100, at, gpu, job, node, ones
 
 GROUPS = {"n1": "old", "n2": "old"}
@@ -200,6 +200,26 @@ def test_the_history_is_bounded_and_survives_a_torn_line(tmp_path: Path) -> None
     (tmp_path / "history.jsonl").write_bytes(whole[:-9])
     history.append(events[0])
     assert list(history.entries()) == [*kept[:-1], events[0]]
+
+
+def test_an_end_that_a_crash_kept_from_the_journal_is_in_the_history_once(tmp_path: Path) -> None:
+    view = node([gpu(A100, 0, *ones())])
+    last = done(view, NodeChange(view.name, (), view.slots, ()))
+    store, folder = FileStore(tmp_path), tmp_path / "transactions"
+    store.save_transaction(replace(last, phase=Phase.PUBLISHED))
+    folder.rename(tmp_path / "kept")
+    folder.touch()  # As if killed before the journal's end was written.
+    with pytest.raises(UnwritableError):
+        store.save_transaction(last)
+    folder.unlink()
+    (tmp_path / "kept").rename(folder)
+    assert list(store.history.entries()) == [last], "known, though the next cycle will repeat it"
+    event = Event(9.0, "paused", "n2", "root")
+    store.history.append(event)
+    again = replace(last, note="left drained by somebody else: x")
+    store.save_transaction(again)
+    assert list(store.history.entries()) == [event, again]
+    assert store.history.since(0)[0] == [event, again]
 
 
 def test_how_the_history_reads() -> None:
