@@ -74,6 +74,9 @@ def group_rules(group: GroupSettings) -> GroupRules:
         most=group.maximum,
         baseline=group.baseline,
         free_for=group.free_for,
+        soon_s=group.starts_soon_s,
+        per_user=group.max_jobs_per_user,
+        per_account=group.max_jobs_per_account,
     )
 
 

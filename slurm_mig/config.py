@@ -158,12 +158,15 @@ class GroupSettings:
     fence_wait_s: Seconds | None = None
     windows: Windows | None = None
     free_for: Annotated[str, one_of("", *FREE_FOR)] = ""
+    starts_soon_s: Seconds | None = None
     minimum: Mapping[ProfileName, Instances] = field(default_factory=dict)
     """Instances that the group keeps, all its nodes together."""
     maximum: Mapping[ProfileName, Instances] = field(default_factory=dict)
     """Instances that it has at most."""
     max_nodes_in_transition: Annotated[int, between(0, 1000)] = 0
     max_gpus_in_transition: Annotated[int, between(0, 10000)] = 0
+    max_jobs_per_user: Annotated[int, between(0, 100000)] = 0
+    max_jobs_per_account: Annotated[int, between(0, 100000)] = 0
     exclude_users: tuple[Name, ...] = ()
     exclude_partitions: tuple[Name, ...] = ()
     name: Annotated[str, matches(r"[\w.-]*", "should be one word")] = ""

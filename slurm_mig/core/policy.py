@@ -14,7 +14,7 @@ from slurm_mig.core.changes import NodeChange, Plan, Refusal
 from slurm_mig.core.conditions import RESHAPE_S
 from slurm_mig.core.model import Gpu, JobRequest, Layout, NodeView, Patience
 from slurm_mig.core.planning.limits import Limits
-from slurm_mig.core.planning.rules import Rules
+from slurm_mig.core.planning.rules import Caps, Rules
 from slurm_mig.core.records import ManagedNode
 from slurm_mig.core.windows import Window, closed
 from slurm_mig.core.withhold import patience
@@ -47,6 +47,11 @@ class GroupRules:
     """Instances by profile that it has at most."""
     baseline: Mapping[str, int] | None = None
     """Instances by profile of each GPU's baseline; None: the layout found at enrolment."""
+    soon_s: float | None = None
+    """How soon a job starts by itself on its nodes that causes no change anywhere."""
+    per_user: int = 0
+    """How many jobs of one user may cause changes on its nodes; 0: as many as everywhere."""
+    per_account: int = 0
     free_for: str = ""
     """`waiting` or `baseline`: for what room is used that a change leaves; empty: as everywhere."""
 
@@ -158,6 +163,8 @@ class Policy:
                 for name, rules in self.of_group.items()
                 if rules.withhold_s is not None or rules.fence_wait_s is not None
             },
+            soon={n: own.soon_s for n, own in self.of_group.items() if own.soon_s is not None},
+            caps=self._caps(),
             barred={
                 name: (rules.exclude_users, rules.exclude_partitions)
                 for name, rules in self.of_group.items()
@@ -182,6 +189,13 @@ class Policy:
         for rules in self.of_group.values():
             if (rules.least or rules.most) and id(rules) not in known:
                 known[id(rules)] = Limits(rules.label, rules.least, rules.most)
+        return {n: known[id(r)] for n, r in self.of_group.items() if id(r) in known}
+
+    def _caps(self) -> dict[str, Caps]:
+        known: dict[int, Caps] = {}
+        for rules in self.of_group.values():
+            if (rules.per_user or rules.per_account) and id(rules) not in known:
+                known[id(rules)] = Caps(rules.label, rules.per_user, rules.per_account)
         return {n: known[id(r)] for n, r in self.of_group.items() if id(r) in known}
 
     def _free_for(self, node: str) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from slurm_mig.core.planning.limits import Limits
-from slurm_mig.core.planning.rules import Rules, SiteRules
+from slurm_mig.core.planning.rules import Caps, Rules, SiteRules
+
+T = TypeVar("T")
 
 Rename = Callable[[str, str], str]
 """From a kind of name (`node`, `user`, `account`, `partition`, `group`) and a name to another."""
@@ -28,6 +31,10 @@ class NodeRules:
     exclude_partitions: frozenset[str] = frozenset()
     to_baseline: tuple[int, ...] = ()
     """GPUs that get their baseline back if nobody uses them."""
+    soon_s: float | None = None
+    """None: as everywhere."""
+    caps: str = ""
+    """The group whose caps count; empty: none."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,8 @@ class RecordedRules(SiteRules):
 
     limits: Mapping[str, Limits] = field(default_factory=dict)
     """By group."""
+    caps: Mapping[str, Caps] = field(default_factory=dict)
+    """By group."""
     nodes: Mapping[str, NodeRules] = field(default_factory=dict)
 
 
@@ -43,19 +52,23 @@ def recorded(rules: Rules) -> RecordedRules:
     """The rules for a file."""
     gpus = {*rules.frozen_gpus, *rules.to_baseline}
     names = {*rules.frozen, *rules.limits, *rules.only_baseline, *rules.patience, *rules.barred}
-    groups = {id(limits): f"{n}" for n, limits in enumerate(_distinct(rules.limits.values()), 1)}
+    names |= {*rules.soon, *rules.caps}
+    limits, caps = _numbered(rules.limits.values()), _numbered(rules.caps.values())
+    groups = {id(mine): n for known in (limits, caps) for n, mine in known.items()}
     return RecordedRules(
         **rules.site,
-        limits={groups[id(limits)]: limits for limits in _distinct(rules.limits.values())},
+        limits=limits,
+        caps=caps,
         nodes={
             name: _of_node(rules, name, groups) for name in sorted(names | {n for n, _ in gpus})
         },
     )
 
 
-def _distinct(limits: Iterable[Limits]) -> list[Limits]:
-    """One object for each group."""
-    return list({id(mine): mine for mine in limits}.values())
+def _numbered(rules: Iterable[T]) -> dict[str, T]:
+    """One object for each group, by a number."""
+    distinct = {id(mine): mine for mine in rules}.values()
+    return {f"{n}": mine for n, mine in enumerate(distinct, 1)}
 
 
 def _of_node(rules: Rules, name: str, groups: Mapping[int, str]) -> NodeRules:
@@ -69,6 +82,8 @@ def _of_node(rules: Rules, name: str, groups: Mapping[int, str]) -> NodeRules:
         users,
         partitions,
         tuple(sorted(gpu for node, gpu in rules.to_baseline if node == name)),
+        rules.soon.get(name),
+        groups[id(rules.caps[name])] if name in rules.caps else "",
     )
 
 
@@ -88,6 +103,8 @@ def rules_of(kept: RecordedRules) -> Rules:
         },
         only_baseline=frozenset(name for name, mine in nodes.items() if mine.only_baseline),
         patience={n: (m.patience[0], m.patience[-1]) for n, m in nodes.items() if m.patience},
+        soon={name: mine.soon_s for name, mine in nodes.items() if mine.soon_s is not None},
+        caps={n: kept.caps[mine.caps] for n, mine in nodes.items() if mine.caps in kept.caps},
         barred={
             name: (mine.exclude_users, mine.exclude_partitions)
             for name, mine in nodes.items()
@@ -113,6 +130,7 @@ def renamed(kept: RecordedRules, rename: Rename) -> RecordedRules:
             n: Limits(rename("group", mine.group), mine.least, mine.most)
             for n, mine in kept.limits.items()
         },
+        caps={n: replace(mine, group=rename("group", mine.group)) for n, mine in kept.caps.items()},
         nodes={
             rename("node", name): NodeRules(
                 "stays as it is" if mine.frozen else "",
@@ -123,6 +141,8 @@ def renamed(kept: RecordedRules, rename: Rename) -> RecordedRules:
                 all_of("user", mine.exclude_users),
                 all_of("partition", mine.exclude_partitions),
                 mine.to_baseline,
+                mine.soon_s,
+                mine.caps,
             )
             for name, mine in kept.nodes.items()
         },

@@ -141,6 +141,7 @@ def test_caps_and_budgets(site: ManagedCluster) -> None:
             CONFIGURATION.replace("policy:\n", "policy:\n  max_jobs_per_user: 1\n"),
             "1 job(s) of user alice may cause changes at once",
         ),
+        (both("max_jobs_per_user: 1"), "group front: 1 job(s) of user alice may cause changes"),
     ):
         site.configure(text)
         jobs = [site.submit("sleep 60", "--gres=gpu:7g.40gb:1") for _ in range(2)]
@@ -150,6 +151,21 @@ def test_caps_and_budgets(site: ManagedCluster) -> None:
         site.run("scancel", *map(str, jobs))
         site.configure(both("baseline: {1g.5gb: 7}, baseline_after_s: 1"))
         site.wait_for(lambda: ones(site), 30, "the baseline to be back")
+
+
+def test_a_job_that_starts_by_itself_on_a_groups_node(site: ManagedCluster) -> None:
+    """Its only 7g is another job's, for a minute at most; the other node could be cut."""
+    site.configure(group("max_jobs_per_user: 0"))
+    runs = site.submit("sleep 60", "--gres=gpu:7g.40gb:1", "-w", "a100-1", "-t", "1")
+    site.slurm_mig("reconcile")
+    site.wait_job(runs, "RUNNING")
+    site.configure(group("starts_soon_s: 600"))
+    waits = site.submit("sleep 0.2", "--gres=gpu:7g.40gb:1")
+    said(site, "starts by itself within 600 s, when running jobs on a100-1 have ended")
+    assert len(list(site.instances("a100-2"))) == 7
+    site.run("scancel", f"{runs}", f"{waits}")
+    site.configure(both("baseline: {1g.5gb: 7}, baseline_after_s: 1"))
+    site.wait_for(lambda: ones(site), 30, "the baseline to be back")
 
 
 def ones(cluster: ManagedCluster) -> bool:

@@ -218,6 +218,8 @@ def test_a_snapshot_has_the_sites_rules_too() -> None:
         least={"1g.5gb": 3},
         most={"3g.20gb": 1},
         withhold_s=9,
+        soon_s=3,
+        per_user=4,
         exclude_users=frozenset({"x"}),
     )
     policy = Policy(

@@ -251,6 +251,72 @@ def test_users_and_partitions_that_may_not_reshape_a_group() -> None:
     assert made.startable == (1,), "what is there it may have"
 
 
+def test_a_groups_cap_is_for_its_nodes() -> None:
+    """The first job counts for the group, wherever it goes; the second one may go elsewhere."""
+    views = pair()
+    wants = [job(n, {"7g.40gb": 1}, user="eve", account="physics") for n in (1, 2)]
+    for group, said in (
+        (GroupRules("front", per_user=1), "group front: 1 job(s) of user eve may cause changes"),
+        (GroupRules("front", per_account=1), "group front: 1 job(s) of account physics may"),
+    ):
+        rules = Policy(of_group={"n1": group}).rules({}, 0.0)
+        made = plan(views, wants, rules=rules)
+        assert served(made) == [1, 2], "the second job's node is the other one"
+        assert {c.node: c.serves for c in made.changes} == {"n1": (1,), "n2": (2,)}
+        both = Policy(of_group=dict.fromkeys(("n1", "n2"), group)).rules({}, 0.0)
+        made = plan(views, wants, rules=both)
+        assert len(served(made)) == 1
+        assert reason(made, 2) == made.refusals[0].reason
+        assert said in reason(made, 2)
+        assert reason(made, 2).count(said) == 1
+        others = [wants[0], replace(wants[1], user="bob", account="maths")]
+        assert served(plan(views, others, rules=both)) == [1, 2]
+
+
+def test_a_groups_cap_does_not_count_those_who_may_not_change_it() -> None:
+    views = pair()
+    first = job(1, {"7g.40gb": 1}, user="eve", partition="left")
+    views = [
+        replace(v, slurm=replace(v.slurm, partitions=frozenset({"main", "left"}))) for v in views
+    ]
+    group = GroupRules("front", per_user=1, exclude_partitions=frozenset({"left"}))
+    rules = Policy(of_group={"n1": group}).rules({}, 0.0)
+    made = plan(views, [first, job(2, {"7g.40gb": 1}, user="eve")], rules=rules)
+    assert {c.node: c.serves for c in made.changes} == {"n1": (2,), "n2": (1,)}
+
+
+def test_nothing_is_withheld_beyond_a_groups_cap() -> None:
+    views = [node([gpu(A100, 0, *ones())], {9: [0]}, name="n1"),
+             node([gpu(A100, 0, *ones())], {9: [0]}, name="n2")]  # fmt: skip
+    wants = [job(n, {"7g.40gb": 1}, user="eve") for n in (1, 2)]
+    assert len(plan(views, wants).changes) == 2
+    group = GroupRules("front", per_user=1)
+    rules = Policy(of_group=dict.fromkeys(("n1", "n2"), group), withhold_s=60).rules({}, 0.0)
+    made = plan(views, wants, rules=rules)
+    assert [w.jobs for c in made.changes for w in c.withheld] == [(1,)]
+    assert "group front: 1 job(s) of user eve" in reason(made, 2)
+
+
+@pytest.mark.parametrize(
+    ("own", "general", "demand"),
+    [(None, 0, True), (60, 0, False), (None, 60, False), (0, 60, True), (30, 60, True)],
+)
+def test_how_soon_a_job_starts_by_itself_is_the_nodes_groups(
+    own: float | None, general: float, *, demand: bool
+) -> None:
+    """A 3g job that may run on both nodes; on n1 another one ends in 50 s."""
+    busy = node([gpu(A100, 0, at("3g.20gb", 0))], {9: [0]}, name="n1")
+    (held,) = busy.slurm.allocations
+    ends = replace(busy.slurm, allocations=(replace(held, end_time=1050),))
+    views = [replace(busy, slurm=ends), node([gpu(A100, 0, *ones())], name="n2")]
+    policy = Policy(of_group={"n1": GroupRules("front", soon_s=own)},
+                    planning=Rules(soon_s=general))  # fmt: skip
+    made = plan(views, [job(1, {"3g.20gb": 1})], rules=policy.rules({}, 1000.0), now=1000.0)
+    assert bool(made.changes) is demand
+    if not demand:
+        assert "starts by itself within 60 s, when running jobs on n1" in reason(made, 1)
+
+
 def test_a_group_is_as_patient_as_it_says() -> None:
     views = [node([gpu(A100, 0, *ones())], {9: [0, 4]}, name="n1")]
     wants = [replace(job(1, {"7g.40gb": 1}), unserved_s=100.0)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from slurm_mig.core.draft import NodeDraft, never
 from slurm_mig.core.model import NodeView
@@ -41,15 +41,17 @@ class Explaining:
         self._still = still
         self._nodes = {node.name: node for node in fleet.nodes}
         self._impossible: dict[tuple[str, tuple[tuple[str, int], ...]], str] = {}
-        self._known: dict[tuple[Size, ...], str] = {}
+        self._known: dict[Hashable, str] = {}
         self._looks = EXPLAINED
         self._why = reasons.Reasons()
 
     def why(self, unit: Unit) -> str:
         """Why such a unit gets nothing."""
-        if unit.sizes not in self._known:
-            self._known[unit.sizes] = self._reason(unit)
-        return self._known[unit.sizes]
+        user = unit.requests[0].user if self._rules.barred else ""
+        key = unit.sizes, frozenset(unit.capped.values()), user
+        if key not in self._known:
+            self._known[key] = self._reason(unit)
+        return self._known[key]
 
     def _reason(self, unit: Unit) -> str:
         found: list[str] = []
@@ -60,13 +62,14 @@ class Explaining:
                 self._impossible[key] = "" if some else reasons.impossible(self._views, request)
             if self._impossible[key]:
                 return self._impossible[key]
-            names = self.near(size)
+            names = self.near(unit, size)
             if self._looks < len(names):
                 return "no room: jobs of more weight come first"
             self._looks -= len(names)
             for name in names:
                 draft, node = self._drafts[name], self._nodes.get(name)
-                why = barred(self._rules, name, request) or (
+                own = unit.capped.get(name) or barred(self._rules, name, request)
+                why = own or (
                     self._why.on_node(node, draft, request, self._still.get(name, ""))
                     if node
                     else never(draft.view, request)
@@ -79,7 +82,7 @@ class Explaining:
             )
         return "; ".join(said)
 
-    def near(self, size: Size) -> list[str]:
+    def near(self, unit: Unit, size: Size) -> list[str]:
         """The nodes to look at: all, or the first ones that the job could run on."""
         if len(self._views) <= CLOSE:
             return [v.name for v in self._views]
@@ -88,4 +91,5 @@ class Explaining:
             for pool in self._pools.eligible(size)
             for at in self._pools.nodes[pool]
         )
-        return list(itertools.islice(able, LOOKED_AT)) or [self._views[0].name]
+        names = itertools.chain(able, unit.capped, (self._views[0].name,))
+        return list(itertools.islice(dict.fromkeys(names), LOOKED_AT))

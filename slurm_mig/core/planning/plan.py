@@ -120,7 +120,7 @@ class _Planning:
         started = {id(unit) for unit in startable}
         rest = [unit for unit in units if id(unit) not in started]
         demand = sieve.demand(rest, self._fleet, pools, self._rules, self._now, self._refuse)
-        if self._rules.barred:
+        if self._rules.barred or self._rules.caps:
             pools = pools_of(self._fleet, demand)
         staged, quality = best(self._fleet, pools, demand, self._rules)
         self._fill(staged, [*later, *(r for u in units for r in u.requests)], startable)
@@ -179,7 +179,8 @@ class _Planning:
                 continue
             why, kept = explaining.why(unit), held.get(request.job_id)
             if not kept and waiting < self._rules.withhold_jobs and not request.het_job:
-                names = explaining.near(unit.sizes[0])
+                near = explaining.near(unit, unit.sizes[0])
+                names = [name for name in near if name not in unit.capped]
                 kept = self._keeping.wait(names, request, unit.value)
                 if kept and kept.held:
                     found.append(kept)

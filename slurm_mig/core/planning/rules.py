@@ -37,6 +37,16 @@ class SiteRules:
 
 
 @dataclass(frozen=True)
+class Caps:
+    """How many jobs may cause changes on the nodes of a group at a time; 0: any number."""
+
+    group: str
+    """As people know it."""
+    per_user: int = 0
+    per_account: int = 0
+
+
+@dataclass(frozen=True)
 class Rules(SiteRules):
     """What the site wants of a plan, and what holds for single nodes at that moment."""
 
@@ -51,6 +61,11 @@ class Rules(SiteRules):
     patience: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """By node, where its group has its own: for how long instances may be withheld there, and how
     long a fence may then wait, in seconds."""
+    soon: Mapping[str, float] = field(default_factory=dict)
+    """By node, where its group has its own: `soon_s` there."""
+    caps: Mapping[str, Caps] = field(default_factory=dict)
+    """By node, its group's caps, besides those for everywhere; the same object for all of a group.
+    """
     barred: Mapping[str, tuple[frozenset[str], frozenset[str]]] = field(default_factory=dict)
     """By node: users and partitions whose jobs cause no change there."""
     to_baseline: frozenset[tuple[str, int]] = frozenset()

@@ -9,8 +9,8 @@ from dataclasses import replace
 from slurm_mig.core.model import JobRequest
 from slurm_mig.core.planning.fleet import Fleet
 from slurm_mig.core.planning.looks import ending, where
-from slurm_mig.core.planning.rules import Rules
-from slurm_mig.core.planning.units import Pools, Unit, units_of
+from slurm_mig.core.planning.rules import Caps, Rules
+from slurm_mig.core.planning.units import Pools, Size, Unit, units_of
 
 Refuse = Callable[[Unit, str], None]
 """Notes why a unit causes no change."""
@@ -22,7 +22,7 @@ def demand(
     """The units that may cause changes, in their order: neither those that start by themselves
     soon, nor what is excluded or beyond a cap."""
     kept = _capped(_not_soon(units, fleet, pools, rules, now, refuse), rules, refuse)
-    return _apart(kept, fleet, rules)
+    return _apart(kept, fleet, pools, rules)
 
 
 def barred(rules: Rules, name: str, request: JobRequest) -> str:
@@ -38,10 +38,15 @@ def barred(rules: Rules, name: str, request: JobRequest) -> str:
 def _not_soon(
     units: Sequence[Unit], fleet: Fleet, pools: Pools, rules: Rules, now: float, refuse: Refuse
 ) -> list[Unit]:
-    """Without those that running jobs will have made room for in a while."""
-    if not rules.soon_s:
+    """Without those that running jobs will have made room for in a while, on any node: each says
+    itself how long that is."""
+    within = [rules.soon.get(node.name, rules.soon_s) for node in fleet.nodes]
+    if not any(within):
         return list(units)
-    soon = [ending(node, now + rules.soon_s) for node in fleet.nodes]
+    soon = [
+        ending(node, now + seconds) if seconds else Counter[str]()
+        for node, seconds in zip(fleet.nodes, within, strict=True)
+    ]
     kept = []
     for unit in units:
         at = None if unit.several else where(unit.sizes[0], pools, fleet, soon)
@@ -49,7 +54,7 @@ def _not_soon(
             kept.append(unit)
             continue
         soon[at].subtract(unit.requests[0].gpus)
-        refuse(unit, f"starts by itself within {rules.soon_s:g} s, when running jobs on "
+        refuse(unit, f"starts by itself within {within[at]:g} s, when running jobs on "
                      f"{fleet.nodes[at].name} have ended")  # fmt: skip
     return kept
 
@@ -66,18 +71,65 @@ def _capped(units: Sequence[Unit], rules: Rules, refuse: Refuse) -> list[Unit]:
         if excluded := _excluded(rules, request):
             refuse(unit, excluded)
             continue
-        caps = {
-            ("user", request.user): rules.per_user,
-            ("account", request.account): rules.per_account,
-        }
-        over = next((who for who, cap in caps.items() if cap and count[who] >= cap), None)
-        if over is None:
-            count.update(caps.keys())
-            kept.append(unit)
+        if over := _over(count, request, rules.per_user, rules.per_account):
+            refuse(unit, over)
         else:
-            cap = caps[over]
-            refuse(unit, f"{cap} job(s) of {over[0]} {over[1]} may cause changes at once")
+            kept.append(unit)
     return kept
+
+
+def _over(
+    count: Counter[tuple[str, str]], request: JobRequest, per_user: int, per_account: int
+) -> str:
+    """Why the job is beyond a cap; else it is counted."""
+    caps = {("user", request.user): per_user, ("account", request.account): per_account}
+    for (what, name), cap in caps.items():
+        if cap and count[what, name] >= cap:
+            return f"{cap} job(s) of {what} {name} may cause changes at once"
+    count.update(caps.keys())
+    return ""
+
+
+class _GroupCaps:
+    """Counts each job for every group on whose nodes it may cause changes: which of them it gets is
+    not known yet, and none may have more than its cap."""
+
+    def __init__(self, fleet: Fleet, pools: Pools, rules: Rules) -> None:
+        self._fleet = fleet
+        self._pools = pools
+        self._rules = rules
+        self._nodes: dict[int, list[str]] = {}
+        for name, caps in rules.caps.items():
+            self._nodes.setdefault(id(caps), []).append(name)
+        self._count: dict[int, Counter[tuple[str, str]]] = {}
+        self._reached: dict[Size, list[Caps]] = {}
+
+    def capped(self, unit: Unit) -> dict[str, str]:
+        """The nodes of groups whose cap is reached, and why."""
+        found = {}
+        request = unit.requests[0]
+        groups = {id(caps): caps for size in unit.sizes for caps in self._groups(size)}
+        for caps in groups.values():
+            names = self._nodes[id(caps)]
+            if barred(self._rules, names[0], request):
+                continue
+            count = self._count.setdefault(id(caps), Counter())
+            if over := _over(count, request, caps.per_user, caps.per_account):
+                found.update(dict.fromkeys(names, f"group {caps.group}: {over}"))
+        return found
+
+    def _groups(self, size: Size) -> list[Caps]:
+        """The groups of the nodes that such a job could use."""
+        if size not in self._reached:
+            nodes = self._fleet.nodes
+            names = (
+                nodes[at].name
+                for pool in self._pools.eligible(size)
+                for at in self._pools.nodes[pool]
+            )
+            of_nodes = (self._rules.caps[name] for name in names if name in self._rules.caps)
+            self._reached[size] = list({id(caps): caps for caps in of_nodes}.values())
+        return self._reached[size]
 
 
 def _excluded(rules: Rules, request: JobRequest) -> str:
@@ -88,20 +140,25 @@ def _excluded(rules: Rules, request: JobRequest) -> str:
     return ""
 
 
-def _apart(units: Sequence[Unit], fleet: Fleet, rules: Rules) -> list[Unit]:
+def _apart(units: Sequence[Unit], fleet: Fleet, pools: Pools, rules: Rules) -> list[Unit]:
     """The units without the nodes on which they may cause no change."""
-    if not rules.barred:
+    if not (rules.barred or rules.caps):
         return list(units)
+    counting = _GroupCaps(fleet, pools, rules)
+    capped = [counting.capped(unit) for unit in units]
     requests = [
         replace(
             r,
             tasks=1,
-            excluded_nodes=r.excluded_nodes
-            | {name for name in rules.barred if barred(rules, name, r)},
+            excluded_nodes=r.excluded_nodes.union(
+                over, (name for name in rules.barred if barred(rules, name, r))
+            ),
         )
-        for unit in units
+        for unit, over in zip(units, capped, strict=True)
         for r in unit.requests
     ]
     again = units_of(requests, fleet, rules.weights)
-    values = {id(unit): value.value for unit, value in zip(again, units, strict=True)}
-    return [replace(unit, value=values[id(unit)]) for unit in again]
+    return [
+        replace(unit, value=before.value, capped=over)
+        for unit, before, over in zip(again, units, capped, strict=True)
+    ]

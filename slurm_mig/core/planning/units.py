@@ -6,7 +6,7 @@ Nodes on which the same jobs may run form a pool.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from slurm_mig.core import conditions
 from slurm_mig.core.model import JobRequest, SlurmNode
@@ -42,6 +42,8 @@ class Unit:
     """Points for serving it."""
     sizes: tuple[Size, ...]
     """Of each of its requests."""
+    capped: Mapping[str, str] = field(default_factory=dict)
+    """Nodes on which it may cause no change, as others of its user or account may, and why."""
 
     @property
     def job_id(self) -> int:
