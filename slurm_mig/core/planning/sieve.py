@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 
 from slurm_mig.core.model import JobRequest
@@ -103,20 +103,22 @@ class _GroupCaps:
             self._nodes.setdefault(id(caps), []).append(name)
         self._count: dict[int, Counter[tuple[str, str]]] = {}
         self._reached: dict[Size, list[Caps]] = {}
+        self._said: dict[tuple[tuple[int, str], ...], dict[str, str]] = {}
 
-    def capped(self, unit: Unit) -> dict[str, str]:
-        """The nodes of groups whose cap is reached, and why."""
-        found = {}
+    def capped(self, unit: Unit) -> Mapping[str, str]:
+        """The nodes of groups whose cap is reached, and why; one object for the same."""
+        found: list[tuple[int, str]] = []
         request = unit.requests[0]
         groups = {id(caps): caps for size in unit.sizes for caps in self._groups(size)}
         for caps in groups.values():
-            names = self._nodes[id(caps)]
-            if barred(self._rules, names[0], request):
+            if barred(self._rules, self._nodes[id(caps)][0], request):
                 continue
             count = self._count.setdefault(id(caps), Counter())
             if over := _over(count, request, caps.per_user, caps.per_account):
-                found.update(dict.fromkeys(names, f"group {caps.group}: {over}"))
-        return found
+                found.append((id(caps), f"group {caps.group}: {over}"))
+        if (key := tuple(found)) not in self._said:
+            self._said[key] = {name: why for of, why in found for name in self._nodes[of]}
+        return self._said[key]
 
     def _groups(self, size: Size) -> list[Caps]:
         """The groups of the nodes that such a job could use."""
@@ -146,14 +148,17 @@ def _apart(units: Sequence[Unit], fleet: Fleet, pools: Pools, rules: Rules) -> l
         return list(units)
     counting = _GroupCaps(fleet, pools, rules)
     capped = [counting.capped(unit) for unit in units]
+    known: dict[Hashable, frozenset[str]] = {}
+
+    def left_out(request: JobRequest, over: Mapping[str, str]) -> frozenset[str]:
+        key = request.excluded_nodes, id(over), request.user, request.partition
+        if key not in known:
+            named = (name for name in rules.barred if barred(rules, name, request))
+            known[key] = request.excluded_nodes.union(over, named)
+        return known[key]
+
     requests = [
-        replace(
-            r,
-            tasks=1,
-            excluded_nodes=r.excluded_nodes.union(
-                over, (name for name in rules.barred if barred(rules, name, r))
-            ),
-        )
+        replace(r, tasks=1, excluded_nodes=left_out(r, over))
         for unit, over in zip(units, capped, strict=True)
         for r in unit.requests
     ]
