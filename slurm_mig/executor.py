@@ -136,8 +136,11 @@ class Executor:
         run = NodeRun(self._at, transaction, Situation(fenced=True))
         try:
             run.hold()
-        except SlurmMigError as error:
+        except (BusyError, GoneError) as error:
             return self._finish(transaction, Phase.ABANDONED, str(error))
+        except SlurmMigError as error:
+            # Not seen, so not known to be gone: on a paused node nobody else would take it down.
+            return self._hold(run, error)
         return self._abandon(run, why)
 
     def recover(self, transaction: Transaction) -> Outcome:

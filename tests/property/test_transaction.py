@@ -19,9 +19,9 @@ from slurm_mig.core.changes import GpuChange, NodeChange
 from slurm_mig.core.layouts import Cut
 from slurm_mig.core.model import Layout, Placement, SlurmNode
 from slurm_mig.core.ownership import Outside
-from slurm_mig.core.records import ManagedNode, Phase
+from slurm_mig.core.records import REASON, ManagedNode, Phase, Transaction
 from slurm_mig.core.transitions import Situation, Step, broken, next_step, steps
-from slurm_mig.errors import DriftError, InvariantError, LeftAloneError
+from slurm_mig.errors import DriftError, InvariantError, LeftAloneError, UnreachableError
 from tests.fakes.gpus import FakeGpus, made_instance, sorted_by_place
 from tests.fakes.world import NODE, FakeCluster, FakeFiles, KilledError, World, record
 from tests.unit.builders import A100, gpu
@@ -216,6 +216,26 @@ def test_a_cycle_that_does_not_ask_the_node_is_no_try() -> None:
     assert world.transaction is not None
     assert world.transaction.failures == 1
     assert recover(world) is Phase.RELEASED
+
+
+def test_a_fence_is_not_forgotten_while_slurmctld_is_away() -> None:
+    """It is to be taken down, and cannot be looked at: with its transaction closed it would stand
+    for as long as the node is paused."""
+
+    class Away(FakeCluster):
+        def watch(self, name: str) -> SlurmNode:
+            raise UnreachableError("reading node n1 from slurmctld: away")
+
+    world = CASE.world()
+    waiting = Transaction(
+        "1a2b3c4d", NODE, Phase.FENCED, f"{REASON}: reshaping (1a2b3c4d)", world.clock.now(),
+        CASE.change(), world.managed.slots, until=world.clock.now() + 900,
+    )  # fmt: skip
+    world.transaction, world.drained, world.reason = waiting, True, waiting.reason
+    assert world.executor(Away(world)).give_up(waiting, "paused").phase is Phase.HELD
+    assert world.transaction.waits
+    assert world.executor().give_up(world.transaction, "paused").phase is Phase.ABANDONED
+    assert end(world) == (CASE.start, world.shown)
 
 
 def test_a_person_is_asked_for_and_says_when_to_go_on() -> None:
