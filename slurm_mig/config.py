@@ -109,7 +109,7 @@ class NodeSettings:
     """What the node command needs on a GPU node. `%n` in the pid file is the node's name."""
 
     restart_command: Command = ("systemctl", "restart", "slurmd")
-    pid_file: FilePath = "/run/slurm/slurmd.pid"
+    pid_file: FilePath = "/run/slurmd.pid"
     run_dir: FilePath = "/run/slurm-mig"
     state_dir: FilePath = "/var/lib/slurm-mig"
     restart_deadline_s: Deadline = 30.0

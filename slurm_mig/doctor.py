@@ -6,6 +6,7 @@ What fails to be looked at is itself a finding: one fault never hides the others
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from slurm_mig.adapters import gresfile, holders
 from slurm_mig.adapters.gpus import NvmlGpus
 from slurm_mig.adapters.ownedhere import owned_here
+from slurm_mig.adapters.system import conf_value
 from slurm_mig.config import NodeSettings
 from slurm_mig.core import findings as rules
 from slurm_mig.core.findings import ERROR, NOTE, OK, WARNING, Finding, Listed
@@ -23,6 +25,9 @@ from slurm_mig.tables import minimum_drivers
 from slurm_mig.worlds import Worlds
 
 MARKS = {OK: "ok     ", NOTE: "note   ", WARNING: "WARNING", ERROR: "ERROR  "}
+
+SLURMS_PID_FILE = "/var/run/slurmd.pid"
+"""Where slurm.conf says nothing (source: read_config.h, DEFAULT_SLURMD_PIDFILE; Debian: /run)."""
 
 
 class Doctor:
@@ -54,7 +59,8 @@ class Doctor:
         if gpus and not any(gpu.mig_capable for gpu in gpus):
             found.append(Finding(ERROR, "no GPU here can do MIG", self._name))
         checks: tuple[Callable[[Sequence[Gpu]], Iterator[Finding]], ...] = (
-            self._modes, self._device_files, self._holders, self._kernel, self._gres, self._worlds,
+            self._modes, self._device_files, self._holders, self._kernel, self._gres,
+            self._pid_file, self._worlds,
         )  # fmt: skip
         for check in checks:
             try:
@@ -142,6 +148,20 @@ class Doctor:
         yield from bad
         if not bad:
             yield Finding(OK, f"gres.conf agrees with {len(listed)} devices", str(path))
+
+    def _pid_file(self, _: Sequence[Gpu]) -> Iterator[Finding]:
+        """Ours and Slurm's are one; without a slurm.conf (configless) nothing can be compared."""
+        conf = Path(self._settings.slurm_conf)
+        if not conf.exists():
+            return
+        slurms = conf_value(conf, "SlurmdPidFile") or SLURMS_PID_FILE
+        ours = self._settings.pid_file
+        if len({Path(re.sub("%[nh]", self._name, file)).resolve() for file in (ours, slurms)}) > 1:
+            yield Finding(
+                ERROR, f"SlurmdPidFile is {slurms}, and `node.pid_file` is {ours}", str(conf),
+                "slurm-mig does not find slurmd: a reshape would leave the node drained",
+                f"node: {{pid_file: {slurms}}} in slurm-mig.yaml",
+            )  # fmt: skip
 
     def _worlds(self, gpus: Sequence[Gpu]) -> Iterator[Finding]:
         """Containers and Kubernetes beside Slurm."""

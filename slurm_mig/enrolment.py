@@ -21,6 +21,7 @@ from slurm_mig.ports import Clock, Cluster, Nodes
 log = logging.getLogger(__name__)
 
 POLL_S = 0.2
+SLURMD_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,22 @@ class Enrolment:
         for name, facts in self._nodes.observe(names).items():
             if isinstance(facts, SlurmMigError):
                 raise facts
-            found[name] = facts
+            found[name] = facts if facts.slurmd_pid else self._with_slurmd(name)
         return found
+
+    def _with_slurmd(self, name: str) -> NodeFacts:
+        """The node's facts once its slurmd is seen there, which a reload hides for a moment. A node
+        whose slurmd we never see could not be told of a reshape."""
+        deadline = self._clock.elapsed() + SLURMD_S
+        while self._clock.elapsed() < deadline:
+            facts = self._nodes.observe([name])[name]
+            if isinstance(facts, NodeFacts) and facts.slurmd_pid:
+                return facts
+            self._clock.sleep(POLL_S)
+        raise UnreachableError(
+            f"{name}: no slurmd is found there by `node.pid_file`; nothing was changed",
+            hint="It must be SlurmdPidFile of slurm.conf: `slurm-mig check` on the node compares.",
+        )
 
     def _switch(
         self,

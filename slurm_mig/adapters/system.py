@@ -204,8 +204,8 @@ class Slurmd:
         new = _wait(lambda: self._changed(old), self._deadline_s)
         if not new:
             raise UnreachableError(
-                f"slurmd is not up {self._deadline_s:g} s after its restart",
-                hint="See slurmd's log on the node.",
+                f"slurmd is not up {self._deadline_s:g} s after its restart (by {self._pid_file})",
+                hint="See slurmd's log on the node; `slurm-mig check` there compares the pid file.",
             )
         return new
 
@@ -218,7 +218,10 @@ class Slurmd:
         """Have slurmd register at once: it does when it takes up its configuration anew. Returns
         the new pid; see `reload`. Raises UnreachableError when none runs."""
         if not _wait(self.pid, self._deadline_s):
-            raise UnreachableError(f"no slurmd runs here (by {self._pid_file})")
+            raise UnreachableError(
+                f"no slurmd runs here (by {self._pid_file})",
+                hint="Start it; `slurm-mig check` on the node compares the pid file.",
+            )
         return self.reload()
 
     def hooks(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import pytest
 from slurm_mig.adapters.installed import HOOK_DIR
 from slurm_mig.errors import Exit
 from tests.testbed.cluster import A100, NodeSpec
-from tests.testbed.product import ManagedCluster
+from tests.testbed.product import CONFIGURATION, ManagedCluster
 
 CONF = "/etc/slurm/slurm.conf"
 TREES = "/etc /usr/libexec /usr/local /var/lib/slurm-mig"
@@ -93,6 +93,25 @@ def test_joins_checks_and_leaves_as_it_was(site: ManagedCluster) -> None:
     assert f"removed {HOOK_DIR}/prolog\n" in done.stdout
     assert tree(site) == before
     assert site.slurm_mig("uninstall").stdout == ""
+
+
+def test_a_slurmd_that_is_not_found_is_noticed_before_the_node_is_taken(
+    site: ManagedCluster,
+) -> None:
+    """By its pid file; a reshape could not tell it, and would leave the node drained."""
+    site.configure(CONFIGURATION.replace("/run/slurm/slurmd-%n.pid", "/run/slurmd.pid"))
+    try:
+        said = site.run("slurm-mig", "check", node="a100-1", check=False)
+        assert said.returncode == Exit.ATTENTION
+        wrong = "SlurmdPidFile is /run/slurm/slurmd-%n.pid, and `node.pid_file` is /run/slurmd.pid"
+        assert wrong in said.stdout
+        done = site.slurm_mig("enrol", "a100-1", check=False)
+        assert done.returncode == Exit.UNREACHABLE
+        assert "no slurmd is found there by `node.pid_file`; nothing was changed" in done.stderr
+        assert site.node("a100-1")["State"] == "IDLE"
+    finally:
+        site.configure(CONFIGURATION)
+    assert site.run("slurm-mig", "check", node="a100-1").returncode == Exit.OK
 
 
 def test_around_enrolled_nodes_and_a_job(site: ManagedCluster) -> None:
