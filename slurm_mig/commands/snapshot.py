@@ -63,7 +63,7 @@ def hypothetical(
     jobs = snapshot.jobs_of(_read(jobs_path), str(jobs_path))
     rules = rules_of(nodes.rules) if nodes.rules else Rules()
     if config_path is not None:
-        from slurm_mig.assembly import planning_rules
+        from slurm_mig.siterules import planning_rules
 
         rules = planning_rules(config.load(config_path))
     baselines = {

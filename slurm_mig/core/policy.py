@@ -144,12 +144,8 @@ class Policy:
                     frozen[name, gpu] = f"was reshaped lately: cool-down for {left:.0f} s more"
                 elif after and since >= after:
                     back.add((name, gpu))
-        # A reconfigure needs no second registration (docs/facts.md).
-        weights = self.planning.weights
         return replace(
             self.planning,
-            weights=replace(weights, twice=0) if self.by_reconfigure else weights,
-            withhold_s=self.withhold_s,
             frozen=self._frozen([*managed, *self.of_group], week_s),
             frozen_gpus=frozen,
             to_baseline=frozenset(back),

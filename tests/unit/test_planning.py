@@ -6,9 +6,12 @@ import json
 import random
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from slurm_mig.commands.snapshot import hypothetical
+from slurm_mig.config import PolicySettings, Settings, SlurmSettings, WeightSettings
 from slurm_mig.core import snapshot
 from slurm_mig.core.changes import Plan
 from slurm_mig.core.model import Allocation, JobRequest, NodeView
@@ -18,6 +21,7 @@ from slurm_mig.core.planning.weights import Weights
 from slurm_mig.core.policy import GroupRules, Policy, review
 from slurm_mig.core.recordedrules import recorded, rules_of
 from slurm_mig.core.records import ManagedNode
+from slurm_mig.siterules import planning_rules
 from tests.bench.planning.replay import impossible
 from tests.bench.planning.sample import sample
 from tests.property.test_programme import random_case
@@ -209,6 +213,18 @@ def test_the_same_plan_from_a_snapshot_with_and_without_names() -> None:
     assert not [word for word in ('"n0"', "someone", "nvme", '"main"', "MIG-") if word in shown]
 
 
+def test_a_plan_from_files_by_another_configuration_needs_no_slurm(tmp_path: Path) -> None:
+    """pyslurm, which ends a process where there is no slurm.conf, is not imported for it."""
+    view = node([gpu(A100, 0, *ones())])
+    wants = [replace(job(n, {"3g.20gb": 1}), user="eve") for n in (1, 2)]
+    nodes, jobs, conf = (tmp_path / name for name in ("nodes", "jobs", "conf"))
+    nodes.write_text(json.dumps(snapshot.plain(snapshot.Nodes(1000.0, (view,)))))
+    jobs.write_text(json.dumps(snapshot.plain(snapshot.Jobs(tuple(wants)))))
+    conf.write_text("policy: {max_jobs_per_user: 1}\n")
+    assert served(hypothetical(None, nodes, jobs)[0]) == [1, 2]
+    assert served(hypothetical(conf, nodes, jobs)[0]) == [1]
+
+
 def test_a_snapshot_has_the_sites_rules_too() -> None:
     """Every rule, there and back; without names the same jobs are served and refused."""
     views = [node([gpu(A100, 0, *ones())], name=name) for name in ("n1", "n2", "n3")]
@@ -292,12 +308,24 @@ def test_the_weight_of_a_second_registration_decides_which_node_changes(
     assert made.quality.value == made.quality.bound
 
 
-def test_no_type_goes_twice_where_no_job_runs_or_slurm_reconfigures() -> None:
+def test_a_node_registers_once_where_no_job_runs_and_none_does_where_slurm_reconfigures() -> None:
     view = node([gpu(A100, 0, *ones())])
     made = plan([view], [job(1, {"7g.40gb": 1})])
     assert made.quality is not None
     assert not [words for words, _ in made.quality.terms if "twice" in words]
-    assert Policy(by_reconfigure=True).rules({}, 0.0).weights.twice == 0
+    for publish, twice in (("node", 10), ("reconfigure", 0)):
+        settings = Settings(slurm=SlurmSettings(publish=publish))
+        assert planning_rules(settings).weights.twice == twice
+
+
+def test_what_the_configuration_says_of_weights_and_withholding_is_what_the_planner_goes_by() -> (
+    None
+):
+    settings = Settings(
+        weights=WeightSettings(twice=7, withhold=3), policy=PolicySettings(withhold_s=99)
+    )
+    rules = planning_rules(settings)
+    assert (rules.weights.twice, rules.weights.withhold, rules.withhold_s) == (7, 3, 99)
 
 
 def test_weights_are_the_sites() -> None:
