@@ -17,6 +17,7 @@ from slurm_mig import __version__, config
 from slurm_mig.commands import gpus
 from slurm_mig.commands.care import enrol, leave, restore_config, rewrite
 from slurm_mig.commands.catalog import catalog
+from slurm_mig.commands.controller import assembled
 from slurm_mig.commands.files import files
 from slurm_mig.commands.history import history
 from slurm_mig.commands.hook import hook
@@ -95,12 +96,6 @@ def main(verbose: bool) -> None:  # noqa: FBT001 - click passes it by name
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
 
 
-def _assembly(config_path: Path) -> Assembly:
-    from slurm_mig.assembly import Assembly
-
-    return Assembly.of(config.load(config_path))
-
-
 @main.command()
 @CONFIG_OPTION
 @click.option("--loop", "loop_s", type=click.FloatRange(min=0.1),
@@ -149,7 +144,7 @@ def plan(
 
 
 def _print_plan(config_path: Path, *, as_json: bool) -> None:
-    assembly = _assembly(config_path)
+    assembly = assembled(config_path)
     with assembly.nodes:
         reconciler = assembly.reconciler()
         seen = reconciler.observe()
@@ -175,7 +170,7 @@ def status(config_path: Path, as_json: bool) -> None:  # noqa: FBT001
     from slurm_mig import render
     from slurm_mig.core.demand import why
 
-    assembly = _assembly(config_path)
+    assembly = assembled(config_path)
     with assembly.nodes:
         reconciler = assembly.reconciler()
         seen = reconciler.observe()

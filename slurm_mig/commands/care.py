@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from slurm_mig import config
+from slurm_mig.commands.controller import assembled
 from slurm_mig.commands.options import CONFIG_OPTION
 from slurm_mig.errors import BusyError, SlurmMigError, UsageError
 from slurm_mig.printing import say
@@ -33,12 +33,6 @@ DRY_RUN = click.option(
     is_flag=True,
     help="Show what would be written, as a unified diff; change nothing.",
 )
-
-
-def _assembly(config_path: Path) -> Assembly:
-    from slurm_mig.assembly import Assembly
-
-    return Assembly.of(config.load(config_path))
 
 
 def _names(nodes: tuple[str, ...]) -> list[str]:
@@ -79,7 +73,7 @@ def enrol(config_path: Path, nodes: tuple[str, ...], wait_s: float, *, dry_run: 
     """
     from slurm_mig.enrolment import Timing
 
-    assembly, names = _assembly(config_path), _names(nodes)
+    assembly, names = assembled(config_path), _names(nodes)
     with assembly.store.lock(), assembly.nodes, closing(assembly.files):
         managed, enrolment = assembly.store.managed(), assembly.enrolment()
         if dry_run:
@@ -101,7 +95,7 @@ def leave(config_path: Path, nodes: tuple[str, ...], wait_s: float, *, dry_run: 
     """Give NODES back: the site's own lines return, the MIG instances stay as they are."""
     from slurm_mig.enrolment import Timing
 
-    assembly, names = _assembly(config_path), _names(nodes)
+    assembly, names = assembled(config_path), _names(nodes)
     with assembly.store.lock(), assembly.nodes, closing(assembly.files):
         managed, enrolment = assembly.store.managed(), assembly.enrolment()
         if dry_run:
@@ -118,7 +112,7 @@ def leave(config_path: Path, nodes: tuple[str, ...], wait_s: float, *, dry_run: 
 @DRY_RUN
 def rewrite(config_path: Path, *, dry_run: bool) -> None:
     """Write nodes.conf, gres.conf and submit.lua again from the records, over any hand edit."""
-    assembly = _assembly(config_path)
+    assembly = assembled(config_path)
     with assembly.store.lock(), assembly.nodes, closing(assembly.files):
         managed = list(assembly.store.managed().values())
         if dry_run:
@@ -143,7 +137,7 @@ def restore_config(
     is reconfigured, and what slurmctld shows is checked: if it is not as the files say, they are
     put back.
     """
-    assembly = _assembly(config_path)
+    assembly = assembled(config_path)
     files = assembly.files.here
     found = {copy.name: copy for copy in files.list_backups()}
     if backup is None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from slurm_mig import config
+from slurm_mig.commands.controller import assembled
 from slurm_mig.errors import UnreachableError, UsageError
 from slurm_mig.printing import say
 
@@ -275,12 +276,11 @@ def _here(where: dict[str, Any], request: Request) -> Answer:
 
 
 def _remote(config_path: Path, node: str, request: Request) -> Answer:
-    from slurm_mig.assembly import Assembly
     from slurm_mig.core.codec import decode, encode
     from slurm_mig.gpuverbs import Answer
     from slurm_mig.managedlayout import CHANGING, change_managed
 
-    assembly = Assembly.of(config.load(config_path))
+    assembly = assembled(config_path)
     with assembly.nodes:
         if request.verb in CHANGING and node in assembly.store.managed():
             return change_managed(assembly, node, request)

@@ -66,7 +66,11 @@ def _show(config: dict[str, list[str]], conf: Path) -> bool:
     if not has_plugin:
         click.echo(f"missing {plugin}: dofile(\"{conf.parent}/slurm-mig/job_submit.lua\") and its "
                    "two calls, see the head of that file")  # fmt: skip
-    return has_plugin and all(finding.there for finding in found)
+    if has_plugin and all(finding.there for finding in found):
+        return True
+    click.echo(f"Put what is missing into {conf}; then `systemctl restart slurmctld`, `scontrol "
+               "reconfigure`, and look again: `slurm-mig install --check`.")  # fmt: skip
+    return False
 
 
 @click.command()

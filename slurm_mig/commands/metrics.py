@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from slurm_mig import config
+from slurm_mig.commands.controller import assembled
 from slurm_mig.commands.options import CONFIG_OPTION
 
 
@@ -17,10 +17,9 @@ def metrics(config_path: Path) -> None:
 
     A cycle writes the same to monitoring.metrics_file. Changes nothing.
     """
-    from slurm_mig.assembly import Assembly
     from slurm_mig.monitor import metrics as text
 
-    assembly = Assembly.of(config.load(config_path))
+    assembly = assembled(config_path)
     with assembly.nodes:
         now = assembly.reconciler().look()
     click.echo(text(now, assembly.monitor.counters), nl=False)

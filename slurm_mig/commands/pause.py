@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from slurm_mig import config
+from slurm_mig.commands.controller import assembled
 from slurm_mig.commands.options import CONFIG_OPTION
 from slurm_mig.core import pauses
 from slurm_mig.core.records import Event, Pause
@@ -19,12 +19,6 @@ if TYPE_CHECKING:
     from slurm_mig.assembly import Assembly
 
 WHAT = click.argument("what", nargs=-1, metavar="[NODE|@GROUP]...")
-
-
-def _assembly(config_path: Path) -> Assembly:
-    from slurm_mig.assembly import Assembly
-
-    return Assembly.of(config.load(config_path))
 
 
 @click.command()
@@ -40,7 +34,7 @@ def pause(config_path: Path, what: tuple[str, ...], reason: str, wait_s: float) 
     What was begun is finished or undone; when this command has ended well, no cycle is at work.
     Commands that you give by hand (`undo`, `enrol`, …) still do as they are told.
     """
-    assembly = _assembly(config_path)
+    assembly = assembled(config_path)
     scopes = list(_scopes(what)) or [""]
     _must_be_known(assembly, scopes)
     for scope in scopes:
@@ -63,7 +57,7 @@ def pause(config_path: Path, what: tuple[str, ...], reason: str, wait_s: float) 
 @WHAT
 def resume(config_path: Path, what: tuple[str, ...]) -> None:
     """Lift the pause of the nodes or groups named or, without any, that of the whole cluster."""
-    assembly = _assembly(config_path)
+    assembly = assembled(config_path)
     there = {pause.scope: pause for pause in assembly.store.pauses()}
     scopes = list(_scopes(what)) or [""]
     for scope in scopes:

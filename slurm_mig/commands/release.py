@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from slurm_mig import config
+from slurm_mig.commands.controller import assembled
 from slurm_mig.commands.options import CONFIG_OPTION
 from slurm_mig.errors import StillHeldError
 
@@ -21,10 +21,9 @@ def release(config_path: Path, node: str) -> None:
     Everything is looked at again. What still disagrees is named and the node stays drained;
     otherwise what was begun is finished and our own drain, no other, is lifted.
     """
-    from slurm_mig.assembly import Assembly
     from slurm_mig.core.records import Phase
 
-    assembly = Assembly.of(config.load(config_path))
+    assembly = assembled(config_path)
     with assembly.store.lock(), assembly.nodes, closing(assembly.files):
         outcome = assembly.reconciler().release(node)
     if outcome.phase in (Phase.HELD, Phase.QUARANTINED):

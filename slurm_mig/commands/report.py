@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from slurm_mig import config
+from slurm_mig.commands.controller import assembled
 from slurm_mig.commands.options import CONFIG_OPTION
 from slurm_mig.errors import UsageError
 
@@ -33,10 +33,9 @@ def report(config_path: Path, output: Path | None, hours: float, refresh_s: floa
         )
     from slurm_mig.adapters.atomic import write_atomic
     from slurm_mig.adapters.system import RealClock
-    from slurm_mig.assembly import Assembly
     from slurm_mig.report.page import Picture, html
 
-    assembly = Assembly.of(config.load(config_path))
+    assembly = assembled(config_path)
     with assembly.nodes:
         cycle = assembly.reconciler().look()
     history = list(assembly.store.history.entries())

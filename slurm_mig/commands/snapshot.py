@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from slurm_mig import config
+from slurm_mig.commands.controller import assembled
 from slurm_mig.commands.options import CONFIG_OPTION
 from slurm_mig.core import snapshot
 from slurm_mig.core.changes import Plan
@@ -27,10 +28,9 @@ def record(config_path: Path, nodes_path: Path, jobs_path: Path, *, anonymous: b
     """Record the managed nodes and the queue, so that the same plan can be made elsewhere:
     `slurm-mig plan --nodes FILE --jobs FILE`. Changes nothing else."""
     from slurm_mig.adapters.atomic import write_atomic
-    from slurm_mig.assembly import Assembly
     from slurm_mig.core.recordedrules import recorded
 
-    assembly = Assembly.of(config.load(config_path))
+    assembly = assembled(config_path)
     reconciler = assembly.reconciler()
     with assembly.nodes:
         asked = reconciler.question(reconciler.observe())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from slurm_mig import config
+from slurm_mig.commands.controller import assembled
 from slurm_mig.commands.options import CONFIG_OPTION
 from slurm_mig.errors import BusyError, Exit, UsageError
 from slurm_mig.printing import say
@@ -27,13 +27,12 @@ def undo(config_path: Path, node: str, *, dry_run: bool) -> None:
     """
     from slurm_mig import render
     from slurm_mig.adapters.system import who_asks
-    from slurm_mig.assembly import Assembly
     from slurm_mig.core import undo as core
     from slurm_mig.core.changes import Plan
     from slurm_mig.core.model import NodeCondition
     from slurm_mig.core.records import Phase
 
-    assembly = Assembly.of(config.load(config_path))
+    assembly = assembled(config_path)
     with assembly.store.lock(), assembly.nodes, closing(assembly.files):
         managed = assembly.store.managed().get(node)
         if managed is None:

@@ -68,6 +68,7 @@ def test_joins_checks_and_leaves_as_it_was(site: ManagedCluster) -> None:
     assert done.returncode == Exit.REFUSED
     assert f"missing TaskProlog={HOOK_DIR}/task_prolog" in done.stdout
     assert "ok      JobSubmitPlugins=" in done.stdout
+    assert done.stdout.endswith("and look again: `slurm-mig install --check`.\n")
     assert site.read("/etc/slurm/job_submit.lua") == plugin
     # The lines go in, Slurm reads them, and every one is found.
     wire(site, conf)
@@ -93,6 +94,16 @@ def test_joins_checks_and_leaves_as_it_was(site: ManagedCluster) -> None:
     assert f"removed {HOOK_DIR}/prolog\n" in done.stdout
     assert tree(site) == before
     assert site.slurm_mig("uninstall").stdout == ""
+
+
+@pytest.mark.parametrize("command", ["status", "plan", "metrics", "report", "pause"])
+def test_a_user_is_told_that_the_controllers_commands_are_roots(
+    site: ManagedCluster, command: str
+) -> None:
+    """No node answers a user: `plan` would say that there is nothing to change."""
+    done = site.run("slurm-mig", command, user="alice", check=False)
+    said = f"slurm-mig: `slurm-mig {command}` needs root; nothing was changed\n"
+    assert (done.returncode, done.stdout, done.stderr) == (Exit.REFUSED, "", said)
 
 
 def test_a_slurmd_that_is_not_found_is_noticed_before_the_node_is_taken(
