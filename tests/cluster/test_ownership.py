@@ -7,8 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from slurm_mig.core import demand
+from slurm_mig.core.model import is_filler
+from tests.cluster.test_backup import state_is_saved
 from tests.testbed.cluster import A100, NodeSpec
-from tests.testbed.jobs import absent, computing, ended_well, no_jobs, reconcile_until
+from tests.testbed.jobs import absent, computing, ended_well, gres, no_jobs, reconcile_until
 from tests.testbed.product import CUDA_JOB, ManagedCluster
 
 NODE = "a100-1"
@@ -126,6 +128,36 @@ def test_an_old_state_of_our_files_costs_no_job(one: ManagedCluster) -> None:
     later = wanting(one)
     reconcile_until_it_starts(one, later)
     one.wait_job(later, "COMPLETED")
+
+
+STATE, SAVED = "/var/lib/slurm/ctld", "/run/saved"
+
+
+def test_a_reshape_that_slurmctld_forgets_gives_no_job_a_wrong_device(one: ManagedCluster) -> None:
+    """Killed before it has saved the reshape it comes back with the old types, on a node that is
+    not drained; but no job starts there before slurmd has registered what there really is."""
+    state_is_saved(one)
+    one.sh(f"rm -rf {SAVED}; cp -a {STATE} {SAVED}")
+    before = gres(one)
+    wants = one.submit("true", f"--gres=gpu:{absent(one, NODE, among=('7g.40gb', '4g.20gb'))}:1")
+    reconcile_until(one, wants)
+    after = gres(one)
+    fewer = next(t for t, n in before.items() if not is_filler(t) and n > after.get(t, 0))
+    one.sh(f"kill -9 $(cat /run/slurm/slurmctld.pid); rm -rf {STATE}; cp -a {SAVED} {STATE}")
+    one.start_daemon("slurmctld")
+    one.wait_for(lambda: one.run("scontrol", "ping", check=False).returncode == 0, 30, "slurmctld")
+    assert gres(one) == before
+    asked = [one.submit("true", f"--gres=gpu:{fewer}:1") for _ in range(before[fewer])]
+    looks = 0
+    while True:
+        started = [job for job in asked if one.job(job)["JobState"] != "PENDING"]
+        if gres(one) != before:
+            break
+        assert not started
+        looks += 1
+    assert looks
+    assert gres(one) == after
+    assert agreed(one)
 
 
 def test_a_node_that_is_deleted_in_the_middle_ends_its_transaction() -> None:

@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
 
+from tests.testbed import faults
+from tests.testbed.blame import Blame
 from tests.testbed.cluster import A30, A100, L40S, NodeSpec
 from tests.testbed.device_program import OPENS
 from tests.testbed.product import CONFIGURATION, ManagedCluster
@@ -38,9 +41,15 @@ groups:
 )
 
 
+END_S = 300.0
+"""How long the queue may take to be served in the end."""
+
+
 def drain_queue(cluster: ManagedCluster, watch: Watch, jobs: RandomJobs) -> None:
-    """Cycles until nothing is left; every suspended job goes on."""
-    for _ in range(120):
+    """Cycles until nothing is left; every suspended job goes on. One that Slurm put back into the
+    queue may start after two minutes only (*BeginTime*)."""
+    deadline = time.monotonic() + END_S
+    while time.monotonic() < deadline:
         for job in jobs.asked:
             if cluster.job(job).get("JobState") == "SUSPENDED":
                 cluster.run("scontrol", "resume", str(job), check=False)
@@ -63,7 +72,7 @@ def test_random_jobs_under_random_reshapes(request: pytest.FixtureRequest) -> No
         jobs = RandomJobs(cluster, dice, str(OPENS))
         reservations = Reservations(cluster, dice)
         watch = Watch(cluster, jobs.cancelled)
-        restarts = 0
+        blame, restarts = Blame(), 0
         while (made := reshapes(cluster)) < count:
             jobs.submit()
             watch.look()
@@ -72,15 +81,19 @@ def test_random_jobs_under_random_reshapes(request: pytest.FixtureRequest) -> No
             reservations.pass_time()
             if dice.random() < 0.05:
                 restarts += 1
+                blame.struck(faults.SLURMCTLD[1], "")
                 restart(cluster)
             if len(jobs.asked) % 20 == 0:
                 print(f"{made} reshapes, {len(jobs.asked)} jobs, {watch.violations}", flush=True)
         reservations.end()
         drain_queue(cluster, watch, jobs)
+        lost = blame.lost(cluster, jobs.asked.keys() - jobs.cancelled)
+        watch.cancelled |= lost
         watch.finish(jobs.asked)
         print(
             f"seed {seed}: {reshapes(cluster)} reshapes, {len(jobs.asked)} jobs {jobs.submitted}, "
-            f"{restarts} restarts of slurmctld, {reservations.made} reservations, "
+            f"{restarts} restarts of slurmctld, which cost {len(lost)} jobs a step, "
+            f"{reservations.made} reservations, "
             f"{watch.looks} looks, {watch.opened} jobs' doors tried"
         )
         assert not watch.violations, "\n".join(watch.violations)

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 
 from tests.bench.claims import Claim, show
 from tests.soak.actions import NODES, Action, Cycle, Hand, Submit, actions
-from tests.soak.blame import Blame
 from tests.testbed import faults
+from tests.testbed.blame import Blame, epoch
 from tests.testbed.cluster import A30, A100, NodeSpec
 from tests.testbed.faults import Fault
 from tests.testbed.product import ManagedCluster
@@ -42,6 +42,9 @@ or a start of slurmctld, a job's first step may wait two minutes: Slurm's own (d
 
 LOOK_S = 0.3
 """Between two looks while a cycle runs: each costs the machine as much as the cycle itself."""
+
+REGISTER_S = 8.0
+"""Within which every node has registered with a slurmctld that has started: it asks after 3 s."""
 
 CYCLE_S = 90.0
 """No cycle takes longer, whatever goes wrong: its time limits add up to less."""
@@ -136,7 +139,7 @@ class Soak:
         for line in text.splitlines():
             job, array, submitted, started, state = line.split()
             times = [submitted] if state == "PD" else [submitted, started]
-            if any(now - _epoch(t) < UNSAVED_S for t in times) or state in ("CG", "CF"):
+            if any(now - epoch(t) < UNSAVED_S for t in times) or state in ("CG", "CF"):
                 forgotten = {int(job), int(array)}
                 self.excused |= forgotten
                 self.watch.requeued |= forgotten  # one whose start is forgotten starts again
@@ -208,10 +211,13 @@ class Soak:
             else:
                 self.watch.look()
                 time.sleep(LOOK_S)
-        if not struck:
-            self.fault(action)
         said = process.communicate()[0].decode()
         self.counts["cycles"] += 1
+        if not struck:
+            # The cycle was faster: what follows notices it.
+            self.fault(action)
+            said += self.slurm_mig("reconcile")
+            self.counts["cycles"] += 1
         if "Traceback" in said:
             self.watch.saw(f"a cycle ended with a traceback: {said[-1500:]}")
         if "edited by hand" in said:
@@ -281,11 +287,17 @@ class Soak:
             first = look(self.cluster, node)
             if "DRAIN" in first.state or not differences(first):
                 continue
-            time.sleep(1)
+            time.sleep(max(1.0, REGISTER_S - self.age_of_slurmctld()))
             again = look(self.cluster, node)
             if again == first:
                 for found in differences(again):
                     self.watch.saw(f"{node} ({'+'.join(sorted(again.state))}): {found}")
+
+    def age_of_slurmctld(self) -> float:
+        """Seconds since it started. Killed, it comes back with what it had saved, and starts no job
+        on a node before that has registered
+        (test_ownership::test_a_reshape_that_slurmctld_forgets_gives_no_job_a_wrong_device)."""
+        return float(self.cluster.sh("ps -o etimes= -p $(cat /run/slurm/slurmctld.pid)") or 0)
 
     # -- the end ----------------------------------------------------------------------------
 
@@ -321,20 +333,10 @@ class Soak:
             seen = look(self.cluster, node)
             if seen.state & {"DRAIN", "DOWN", "NOT_RESPONDING"}:
                 self.watch.saw(f"{node} is left {'+'.join(sorted(seen.state))}: {seen.reason}")
-        self.watch.cancelled |= self.excused | self.lost_launches()
+        lost = self.blame.lost(self.cluster, self.asked.keys() - self.excused)
+        self.counts["lost launches"] = len(lost)
+        self.watch.cancelled |= self.excused | lost
         self.watch.finish(self.asked)
-
-    def lost_launches(self) -> set[int]:
-        """Jobs one of whose steps was on its way to a slurmd that the soak took away."""
-        found = set()
-        for job in self.asked.keys() - self.excused:
-            shown = self.cluster.job(job)
-            if shown.get("JobState") == "FAILED" and self.blame.of_launch(
-                self.cluster.output(job), _epoch(shown["EndTime"])
-            ):
-                found.add(job)
-        self.counts["lost launches"] = len(found)
-        return found
 
     def diagnosis(self, job: int) -> str:
         """All that Slurm and the hosts say of a job that does not end."""
@@ -355,14 +357,6 @@ class Soak:
 
     def status(self) -> str:
         return self.slurm_mig("status") + self.cluster.logs(8)
-
-
-def _epoch(text: str) -> float:
-    """A time of squeue's, in seconds since the epoch."""
-    try:
-        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
-    except ValueError:
-        return time.time()
 
 
 def _where(node: str) -> dict[str, str]:
