@@ -63,6 +63,7 @@ class Assembly:
                 nodes.close()
             nodes = new
         nodes.turn = lambda: store.turn
+        nodes.overtaken = store.overtaken
         here = {socket.gethostname(), socket.gethostname().partition(".")[0]}
         others = [host for host in slurm.controllers if host not in here]
         controllers = RemoteControllers(others, slurm.controller_command, remote.timeout_s)

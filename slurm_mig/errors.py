@@ -94,6 +94,14 @@ class BusyError(SlurmMigError):
     retry_s = 5.0
 
 
+class TurnError(BusyError):
+    """A node has heard of a later command (adapters/turns.py); `code` is that one's turn."""
+
+    def __init__(self, message: str, *, code: int, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+
+
 class GpuError(SlurmMigError):
     """NVML refused or failed; `code` is NVML's return code."""
 

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from slurm_mig import errors
-from slurm_mig.errors import GpuError, SilentError, SlurmMigError, UnreachableError
+from slurm_mig.errors import GpuError, SilentError, SlurmMigError, TurnError, UnreachableError
 
 S = TypeVar("S", bound="Sessions")
 
@@ -149,6 +149,8 @@ class Sessions:
         """`timeout_s` is how long an answer may take, `asking_s` the same when many are asked."""
         self.turn: Callable[[], int] = lambda: 0
         """Gives the number that this process's requests bear now (adapters/turns.py)."""
+        self.overtaken: Callable[[int], None] = lambda _: None
+        """Told of a greater one that a host has heard of."""
         self._command = list(command)
         self._timeout_s = timeout_s
         self._asking_s = min(timeout_s, asking_s or timeout_s)
@@ -224,6 +226,8 @@ class Sessions:
                         found[name] = error
                 for name, answer in self._answers(selector, asked):
                     found[name] = answer
+                    if isinstance(answer, TurnError):
+                        self.overtaken(answer.code)
                     del asked[name]
                     if name in self._sessions:
                         for pipe in self._sessions[name].pipes:
@@ -339,7 +343,7 @@ def _result(name: str, answer: Any) -> Any:
 
 KINDS: Collection[str] = (
     "BusyError", "ConfigError", "DriftError", "GpuError", "LeftOverError", "SlurmMigError",
-    "UnreachableError", "UsageError",
+    "TurnError", "UnreachableError", "UsageError",
 )  # fmt: skip
 """What a host may say has happened. Not, for one, that slurmctld does not know it any more."""
 
@@ -350,9 +354,10 @@ def _error(name: str, data: Any) -> SlurmMigError:
         return UnreachableError(f"{name}: unreadable error from the node")
     message = f"{name}: {str(data.get('message'))[:MESSAGE]}"
     hint = str(data.get("hint") or "")[:MESSAGE]
-    if data.get("kind") == "GpuError":
+    if data.get("kind") in ("GpuError", "TurnError"):
+        coded = GpuError if data["kind"] == "GpuError" else TurnError
         code = data.get("code")
-        return GpuError(message, code=code if isinstance(code, int) else 0, hint=hint)
+        return coded(message, code=code if isinstance(code, int) else 0, hint=hint)
     kinds: Iterable[str] = [k for k in KINDS if k == data.get("kind")] or ["UnreachableError"]
     kind: type[SlurmMigError] = getattr(errors, next(iter(kinds)))
     return kind(message, hint=hint)

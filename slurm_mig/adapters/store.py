@@ -36,6 +36,9 @@ from slurm_mig.errors import BusyError, ConfigError, UnwritableError
 
 T = TypeVar("T")
 
+AHEAD_NS = 100 * 365 * 86400 * 10**9
+"""No clock was more than a century ahead, whatever a node says."""
+
 LOCK_POLL_S = 0.1
 
 PROBE = 16384
@@ -82,14 +85,24 @@ class FileStore:
         """By the clock, as a state directory that was lost must not begin again at 1; by the last
         one, as the clock may be set back. In nanoseconds: commands that follow each other must not
         count faster than the clock, which would be ahead of them after such a loss."""
-        path = self.root / "turn"
+        turn = max(self._last_turn() + 1, time.time_ns())
+        write_atomic(self.root / "turn", f"{turn}\n")
+        return turn
+
+    def _last_turn(self) -> int:
         try:
-            text = path.read_text().strip()
+            text = (self.root / "turn").read_text().strip()
         except OSError:
             text = ""
-        turn = max(int(text) + 1 if text.isdigit() else 1, time.time_ns())
-        write_atomic(path, f"{turn}\n")
-        return turn
+        return int(text) if text.isdigit() else 0
+
+    def overtaken(self, turn: int) -> None:
+        """A node has heard of this turn: the next one is later, in reason. (The clock was ahead,
+        and this directory has been lost since.)"""
+        if not self._last_turn() < turn < time.time_ns() + AHEAD_NS:
+            return
+        with suppress(OSError, UnwritableError):
+            write_atomic(self.root / "turn", f"{turn}\n")
 
     def _lock_file(self) -> TextIO:
         make_directory(self.root)

@@ -5,7 +5,9 @@ while the node is still at it or has not begun. The cycle that follows decides f
 and that must not change behind its back. So every command that may change anything has a turn, a
 number greater than all before (adapters/store.py), and says it with each request. The node serves
 one such request at a time, and none of an earlier turn once it has heard of a later one; a look
-(`observe`) of a later turn is enough. Runs on the GPU node; needs the standard library only.
+(`observe`) of a later turn is enough. The refusal says which turn that was, and the controller's
+next one is later still (`FileStore.overtaken`): who holds the lock has the right to go on. Runs on
+the GPU node; needs the standard library only.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slurm_mig.adapters.atomic import make_directory
-from slurm_mig.errors import BusyError
+from slurm_mig.errors import BusyError, TurnError
 
 PATIENCE_S = 5.0
 """How long a request waits for an earlier one to end."""
@@ -73,10 +75,11 @@ def _note(descriptor: int, turn: int) -> None:
     text = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
     latest = int(text) if text.isdigit() else 0
     if turn < latest:
-        raise BusyError(
+        raise TurnError(
             "another command has taken over since; nothing was touched",
+            code=latest,
             hint="If there is none, the controller's clock was ahead and its state directory has "
-            "been lost since: remove /run/slurm-mig/turn on the node.",
+            "been lost since: the next command is later than that, and goes on.",
         )
     if turn > latest:
         # Never shorter than the one before: one write replaces it whole.

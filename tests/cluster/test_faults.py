@@ -321,14 +321,20 @@ def test_a_node_whose_record_is_lost_late_is_finished(work: Work) -> None:
 
 
 def test_the_state_directory_is_lost_for_good(node: ManagedCluster) -> None:
-    """The node is taken up again once it has no gpu job."""
+    """The node is taken up again once it has no gpu job; it has heard of a command of tomorrow."""
     has = Work(node, 0, "")
+    node.sh(faults.CLOCK[0].strike)
+    has.cycle()
+    node.sh(faults.CLOCK[0].heal)
     has.waiting = wanting(node)
     said = has.strike(Fault("lost", LOST), "nodes.reshape")
     seen = look(node, NODE)
     assert "DRAIN" in seen.state, said
     assert "needs a person" in seen.reason
     assert f"slurm-mig enrol {NODE}" in seen.reason
+    assert (
+        "the next command is later than that" in node.slurm_mig("enrol", NODE, check=False).stderr
+    )
     node.slurm_mig("enrol", NODE)
     has.until_served()
     settled(has)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from slurm_mig.adapters.store import FileStore
 from slurm_mig.adapters.turns import Turns
-from slurm_mig.errors import BusyError
+from slurm_mig.errors import BusyError, TurnError
 from slurm_mig.node import answer_all
 
 
@@ -46,7 +47,7 @@ def test_a_request_without_a_turn_is_one_that_looks(tmp_path: Path) -> None:
     assert done == [1, 3]
     assert [a.get("error", {}).get("kind") for a in said] == [
         None,
-        "BusyError",
+        "TurnError",
         None,
         "ConfigError",
     ]
@@ -59,3 +60,20 @@ def test_turns_go_on_where_the_state_directory_was_lost(tmp_path: Path) -> None:
         with (store := FileStore(tmp_path / str(n // 20))).lock():
             seen.append(store.turn)
     assert seen == sorted(set(seen))
+
+
+def test_a_turn_of_a_clock_that_was_ahead_is_overtaken(tmp_path: Path) -> None:
+    """The state directory was lost, and a node has heard of a turn of tomorrow; not of any turn."""
+    node, store = Turns(tmp_path / "node"), FileStore(tmp_path / "state")
+    tomorrow = time.time_ns() + 86400 * 10**9
+    with node.taken(tomorrow):
+        pass
+    with store.lock():
+        with pytest.raises(TurnError) as said, node.taken(store.turn):
+            pass
+        store.overtaken(said.value.code)
+        store.overtaken(10**30)
+    with store.lock():
+        assert store.turn == tomorrow + 1
+        with node.taken(store.turn):
+            pass
