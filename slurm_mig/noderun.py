@@ -144,18 +144,28 @@ class NodeRun:
             if not (self.theirs or ours(node, self.transaction)):
                 raise BusyError(f"{self.name} was changed by somebody else: {lost(node)}")
             facts = self._observe()
-            waiting = _unsettled(node, facts)
+            starting = self._starting(node, facts)
+            waiting = _unsettled(node, facts, starting)
             if not waiting:
                 self._node, self._facts = node, facts
                 return
             waited = self._at.clock.elapsed() - start
             if waited > self._at.limits.settle_s:
-                if node.batch_jobs - facts.stepd_jobs:
+                if starting and facts.slurmd_pid:
                     # A slurmctld that was killed may have forgotten that a job has ended. It ends a
                     # job that slurmd does not know when slurmd registers: now, not in half an hour.
                     self._at.nodes.announce(self.name)
                 raise BusyError(f"{self.name} did not settle: {', '.join(waiting)}")
             self._at.clock.sleep(pause_s(waited))
+
+    def _starting(self, node: SlurmNode, facts: NodeFacts) -> list[int]:
+        """A job that was allocated in the last instant before the fence is running for slurmctld,
+        but its launch may still be on its way to slurmd. Where none runs, none will start; and once
+        the instances have changed none can run before its files are written, as it finds devices
+        in the old ones that are gone. The job's devices stay where they are all the same."""
+        if self.touched and not facts.slurmd_pid:
+            return []
+        return sorted(node.batch_jobs - facts.stepd_jobs)
 
     def look_again(self) -> None:
         """Forget what was seen of the node: the next step reads it again."""
@@ -416,10 +426,8 @@ class NodeRun:
         self._at.store.save_transaction(self.transaction)
 
 
-def _unsettled(node: SlurmNode, facts: NodeFacts) -> list[str]:
-    """What is starting or ending on the node. A job that was allocated in the last instant before
-    the fence is running for slurmctld, but its launch may still be on its way to slurmd."""
-    starting = sorted(node.batch_jobs - facts.stepd_jobs)
+def _unsettled(node: SlurmNode, facts: NodeFacts, starting: Sequence[int]) -> list[str]:
+    """What is starting or ending on the node."""
     return [
         *node.unsettled,
         *(f"{hook} runs" for hook in facts.hooks),

@@ -19,9 +19,10 @@ from slurm_mig.core.changes import GpuChange, NodeChange
 from slurm_mig.core.layouts import Cut
 from slurm_mig.core.model import Layout, Placement, SlurmNode
 from slurm_mig.core.ownership import Outside
-from slurm_mig.core.records import REASON, ManagedNode, Phase, Transaction
+from slurm_mig.core.records import REASON, ManagedNode, NodeFacts, Phase, Transaction
 from slurm_mig.core.transitions import Situation, Step, broken, next_step, steps
 from slurm_mig.errors import DriftError, InvariantError, LeftAloneError, UnreachableError
+from slurm_mig.noderun import NodeRun
 from tests.fakes.gpus import FakeGpus, made_instance, sorted_by_place
 from tests.fakes.world import NODE, FakeCluster, FakeFiles, KilledError, World, record
 from tests.unit.builders import A100, gpu
@@ -236,6 +237,19 @@ def test_a_fence_is_not_forgotten_while_slurmctld_is_away() -> None:
     assert world.transaction.waits
     assert world.executor().give_up(world.transaction, "paused").phase is Phase.ABANDONED
     assert end(world) == (CASE.start, world.shown)
+
+
+def test_where_no_slurmd_runs_no_job_is_on_its_way() -> None:
+    """Seen in a soak: instances had changed, slurmd was killed and could not start on old files,
+    and a job whose end slurmctld had not heard of kept the node from settling, for ever."""
+    world = held(1, 0)
+    assert world.transaction is not None
+    run = NodeRun(world.executor()._at, world.transaction, Situation(fenced=True))
+    node = replace(FakeCluster(world).node(NODE), batch_jobs=frozenset({9}))
+    assert run._starting(node, NodeFacts(())) == []
+    assert run._starting(node, NodeFacts((), slurmd_pid=7)) == [9]
+    run.touched = False
+    assert run._starting(node, NodeFacts(())) == [9]
 
 
 def test_a_person_is_asked_for_and_says_when_to_go_on() -> None:

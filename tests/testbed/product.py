@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -115,9 +116,12 @@ class ManagedCluster(Cluster):
         return found
 
     def history(self) -> list[dict[str, Any]]:
-        """Every finished transaction, oldest first."""
+        """Every finished transaction, oldest first; a line that a full disk has cut is none."""
         text = self.run("cat", "/var/lib/slurm-mig/history.jsonl", check=False).stdout
-        entries = [json.loads(line) for line in text.splitlines()]
+        entries = []
+        for line in text.splitlines():
+            with suppress(json.JSONDecodeError):
+                entries.append(json.loads(line))
         return [entry for entry in entries if "phase" in entry]
 
     def reports(self, job: int, which: str) -> list[dict[str, Any]]:
