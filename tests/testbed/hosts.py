@@ -52,8 +52,13 @@ fi
 exec start-slurmd "$name"
 EOF
 chmod 755 /run/on-node /run/restart-slurmd /run/start-slurmd
-cp /run/on-node /run/start-slurmd /usr/local/bin/
-cp /run/restart-slurmd /usr/local/sbin/restart-slurmd
+# All clusters share these directories, and several may start at once.
+for command in bin/on-node bin/start-slurmd sbin/restart-slurmd; do
+    new=$(mktemp -p /usr/local/bin)
+    cp "/run/$(basename $command)" "$new"
+    chmod 755 "$new"
+    mv -f "$new" "/usr/local/$command"
+done
 """
 """On the head: folders, the bridge, and the commands that stand for ssh and systemd."""
 
