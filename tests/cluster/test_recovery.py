@@ -11,7 +11,7 @@ from slurm_mig.core.model import is_filler
 from tests.cluster.test_backup import state_is_saved
 from tests.testbed import faults
 from tests.testbed.cluster import A100, NodeSpec
-from tests.testbed.jobs import absent, no_jobs
+from tests.testbed.jobs import absent, computing, no_jobs, offered
 from tests.testbed.product import CUDA_JOB, ManagedCluster
 
 NODE = "a100-1"
@@ -86,6 +86,24 @@ def test_killed_after_the_reshape_and_drained_by_somebody_else(one: ManagedClust
     one.run("scontrol", "update", f"NodeName={NODE}", "State=RESUME")
     one.sh(f"kill -HUP {one.pid('slurmd', NODE)}")
     one.wait_job(wants, "COMPLETED", timeout=60)
+
+
+def test_slurmd_killed_after_the_reshape_beside_a_job_whose_end_was_forgotten(
+    one: ManagedCluster,
+) -> None:
+    """slurmd finds devices in its old files that are gone and cannot start; for slurmctld a job
+    runs of which nothing is left. Waiting for that job before the files are written would last
+    until SlurmdTimeout has passed: the next cycle brings slurmd back instead."""
+    forgotten = computing(one, f"gpu:{offered(one, NODE)}:1", "--no-requeue")
+    wants = one.submit("true", f"--gres=gpu:{absent(one, NODE)}:1")
+    died = one.run("python", "-m", "tests.testbed.die_at", "nodes.reshape", check=False)
+    assert died.returncode == -9, died.stdout + died.stderr
+    one.kill_daemon("slurmd", NODE, signal="KILL")
+    one.sh(f"pkill -9 -f 'slurmstepd: .{forgotten}[.]'; pkill -9 fake-cuda; true")
+    assert one.job(forgotten)["JobState"] == "RUNNING"
+    one.slurm_mig("reconcile")
+    assert one.pid("slurmd", NODE)
+    served(one, wants)
 
 
 CTLD_LOG = "/var/log/slurm/slurmctld.log"
