@@ -17,7 +17,7 @@ from slurm_mig import __version__, config
 from slurm_mig.commands import gpus
 from slurm_mig.commands.care import enrol, leave, restore_config, rewrite
 from slurm_mig.commands.catalog import catalog
-from slurm_mig.commands.controller import assembled
+from slurm_mig.commands.controller import assembled, roots
 from slurm_mig.commands.files import files
 from slurm_mig.commands.history import history
 from slurm_mig.commands.hook import hook
@@ -109,6 +109,7 @@ def reconcile(config_path: Path, loop_s: float | None, woken: bool, dry_run: boo
         return
     from slurm_mig.commands import loop
 
+    roots()
     if loop_s is None:
         sys.exit(Exit.ATTENTION if loop.once(config_path, woken=woken) else Exit.OK)
     loop.run(config_path, loop_s, woken=woken)

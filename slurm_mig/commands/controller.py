@@ -16,8 +16,14 @@ if TYPE_CHECKING:
 def assembled(config_path: Path) -> Assembly:
     """All parts, for a command that asks nodes or changes something: it is root whom the nodes
     answer. Anybody else would be told that no node does, or that there is nothing to do."""
-    from slurm_mig.adapters.system import require_root
     from slurm_mig.assembly import Assembly
 
-    require_root(f"`slurm-mig {click.get_current_context().info_name}`")
+    roots()
     return Assembly.of(config.load(config_path))
+
+
+def roots() -> None:
+    """This command is root's: raises SlurmMigError for anybody else."""
+    from slurm_mig.adapters.system import require_root
+
+    require_root(f"`slurm-mig {click.get_current_context().info_name}`")

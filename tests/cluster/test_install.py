@@ -96,7 +96,7 @@ def test_joins_checks_and_leaves_as_it_was(site: ManagedCluster) -> None:
     assert site.slurm_mig("uninstall").stdout == ""
 
 
-@pytest.mark.parametrize("command", ["status", "plan", "metrics", "report", "pause"])
+@pytest.mark.parametrize("command", ["reconcile", "status", "plan", "metrics", "report", "pause"])
 def test_a_user_is_told_that_the_controllers_commands_are_roots(
     site: ManagedCluster, command: str
 ) -> None:

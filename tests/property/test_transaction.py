@@ -241,7 +241,7 @@ def test_a_fence_is_not_forgotten_while_slurmctld_is_away() -> None:
 
 def test_where_no_slurmd_runs_no_job_is_on_its_way() -> None:
     """Seen in a soak: instances had changed, slurmd was killed and could not start on old files,
-    and a job whose end slurmctld had not heard of kept the node from settling, for ever."""
+    and a job whose end slurmctld had not heard of kept the node from settling."""
     world = held(1, 0)
     assert world.transaction is not None
     run = NodeRun(world.executor()._at, world.transaction, Situation(fenced=True))

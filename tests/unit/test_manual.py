@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shutil
 import subprocess
 import sys
 import typing
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -119,6 +121,30 @@ def test_install_takes_the_man_pages_along_where_they_are_built(
     assert tmp_path / "root/usr/local/share/man/man8/slurm-mig-enrol.8" in put
     assert tmp_path / "root/usr/local/share/man/man5/slurm-mig.yaml.5" in put
     assert Installed(tmp_path / "list.json").take_away() == (put, [])
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_wheel_has_the_man_pages_where_they_are_built(
+    built: Path, tmp_path: Path, *, there: bool
+) -> None:
+    tree = tmp_path / "tree"
+    for name in ("slurm_mig", "scripts", "etc"):
+        shutil.copytree(SOURCE / name, tree / name)
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(SOURCE / name, tree / name)
+    if there:
+        shutil.copytree(built / "man", tree / "build" / "manual" / "man")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
+         "--wheel-dir", str(tmp_path), str(tree)],
+        check=True,
+    )  # fmt: skip
+    (wheel,) = tmp_path.glob("*.whl")
+    packed = [name.partition(".data/data/")[2] for name in zipfile.ZipFile(wheel).namelist()]
+    assert "share/slurm-mig/scripts/prolog" in packed
+    found = {name for name in packed if name.endswith(tuple("158"))}
+    folder = "share/slurm-mig/build/manual/man/"
+    assert found == {folder + p.name for p in (built / "man").iterdir() if there}
 
 
 def test_every_exit_code_is_explained(built: Path) -> None:
