@@ -144,13 +144,16 @@ class NodeRun:
             if not (self.theirs or ours(node, self.transaction)):
                 raise BusyError(f"{self.name} was changed by somebody else: {lost(node)}")
             facts = self._observe()
-            starting = self._starting(node, facts)
+            # Allocated in the last instant before the fence: it is running for slurmctld, but its
+            # launch may still be on its way to slurmd.
+            starting = sorted(node.batch_jobs - facts.stepd_jobs)
             waiting = _unsettled(node, facts, starting)
-            if not waiting:
+            waited = self._at.clock.elapsed() - start
+            late = waited > self._at.limits.settle_s
+            if not waiting or (late and self._stranded(facts)):
                 self._node, self._facts = node, facts
                 return
-            waited = self._at.clock.elapsed() - start
-            if waited > self._at.limits.settle_s:
+            if late:
                 if starting and facts.slurmd_pid:
                     # A slurmctld that was killed may have forgotten that a job has ended. It ends a
                     # job that slurmd does not know when slurmd registers: now, not in half an hour.
@@ -158,14 +161,12 @@ class NodeRun:
                 raise BusyError(f"{self.name} did not settle: {', '.join(waiting)}")
             self._at.clock.sleep(pause_s(waited))
 
-    def _starting(self, node: SlurmNode, facts: NodeFacts) -> list[int]:
-        """A job that was allocated in the last instant before the fence is running for slurmctld,
-        but its launch may still be on its way to slurmd. Where none runs, none will start; and once
-        the instances have changed none can run before its files are written, as it finds devices
-        in the old ones that are gone. The job's devices stay where they are all the same."""
-        if self.touched and not facts.slurmd_pid:
-            return []
-        return sorted(node.batch_jobs - facts.stepd_jobs)
+    def _stranded(self, facts: NodeFacts) -> bool:
+        """Does slurmd wait for us? Its old files name devices that are gone, so it cannot start,
+        and without it nothing on the node ends for slurmctld, which kills every job there when
+        SlurmdTimeout has passed. What starts or ends keeps its devices where they are; nothing is
+        destroyed any more."""
+        return self.touched and self.seen.reshaped and not facts.slurmd_pid
 
     def look_again(self) -> None:
         """Forget what was seen of the node: the next step reads it again."""

@@ -181,12 +181,15 @@ class FileStore:
                 mark.touch(mode=0o644)
         else:
             self._agrees(transaction.node)
-        if not transaction.is_open:
-            # Before the journal's end: killed in between, the next cycle finishes it once more, and
-            # the history has it twice (and reads it once), not never.
-            with _written(self.root / "history.jsonl"):
-                self.history.append(transaction)
-        self._save(self.root / "transactions" / f"{transaction.node}.json", transaction)
+        try:
+            if not transaction.is_open:
+                # Before the journal's end: killed in between, the next cycle finishes it once more,
+                # and the history has it twice (and reads it once), not never.
+                with _written(self.root / "history.jsonl"):
+                    self.history.append(transaction)
+        finally:
+            # A history that alone cannot be written keeps no transaction open.
+            self._save(self.root / "transactions" / f"{transaction.node}.json", transaction)
 
     def pauses(self) -> list[Pause]:
         """Every pause in force, the cluster's first."""

@@ -11,8 +11,8 @@ from slurm_mig.core.model import is_filler
 from tests.cluster.test_backup import state_is_saved
 from tests.testbed import faults
 from tests.testbed.cluster import A100, NodeSpec
-from tests.testbed.jobs import absent, computing, no_jobs, offered
-from tests.testbed.product import CUDA_JOB, ManagedCluster
+from tests.testbed.jobs import absent, computing, ended_well, no_jobs
+from tests.testbed.product import CONFIGURATION, CUDA_JOB, ManagedCluster
 
 NODE = "a100-1"
 POINTS = (
@@ -88,22 +88,42 @@ def test_killed_after_the_reshape_and_drained_by_somebody_else(one: ManagedClust
     one.wait_job(wants, "COMPLETED", timeout=60)
 
 
-def test_slurmd_killed_after_the_reshape_beside_a_job_whose_end_was_forgotten(
-    one: ManagedCluster,
+KILLED = """
+pkill -9 -f 'slurmstepd: .{job}[.]'
+for pid in $(pgrep fake-cuda); do
+    grep -qzx SLURM_JOB_ID={job} /proc/$pid/environ && kill -9 $pid
+done
+true
+"""
+UNHEARD = {
+    "forgotten": (KILLED, "RUNNING"),
+    "over": ("touch /tmp/jobs/{job}.stop", "COMPLETING"),
+}
+"""What becomes of a job while no slurmd runs, and its state then."""
+
+
+@pytest.mark.parametrize("what", UNHEARD)
+def test_slurmd_killed_after_the_reshape_beside_a_job_that_ends(
+    one: ManagedCluster, what: str
 ) -> None:
     """slurmd finds devices in its old files that are gone and cannot start; for slurmctld a job
-    runs of which nothing is left. Waiting for that job before the files are written would last
-    until SlurmdTimeout has passed: the next cycle brings slurmd back instead."""
-    forgotten = computing(one, f"gpu:{offered(one, NODE)}:1", "--no-requeue")
-    wants = one.submit("true", f"--gres=gpu:{absent(one, NODE)}:1")
+    still runs of which nothing is left, or does not end. Waiting for that job before the files are
+    written would last until slurmctld kills every job there, when SlurmdTimeout has passed: the
+    next cycle brings slurmd back instead."""
+    strike, state = UNHEARD[what]
+    ends, stays = (computing(one, "gpu:1g.5gb:1", "--no-requeue") for _ in range(2))
+    one.submit("true", f"--gres=gpu:{absent(one, NODE)}:1")
     died = one.run("python", "-m", "tests.testbed.die_at", "nodes.reshape", check=False)
     assert died.returncode == -9, died.stdout + died.stderr
     one.kill_daemon("slurmd", NODE, signal="KILL")
-    one.sh(f"pkill -9 -f 'slurmstepd: .{forgotten}[.]'; pkill -9 fake-cuda; true")
-    assert one.job(forgotten)["JobState"] == "RUNNING"
+    one.sh(strike.format(job=ends))
+    one.wait_job(ends, state)
+    one.configure(CONFIGURATION.replace("cooldown_s: 0", "cooldown_s: 0\n  settle_s: 0.5"))
     one.slurm_mig("reconcile")
+    one.configure(CONFIGURATION)
+    assert "DRAIN" not in one.node(NODE)["State"]
     assert one.pid("slurmd", NODE)
-    served(one, wants)
+    ended_well(one, stays)
 
 
 CTLD_LOG = "/var/log/slurm/slurmctld.log"

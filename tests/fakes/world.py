@@ -151,12 +151,15 @@ class World:
         self.refused, self.drained, self.reason = True, True, words
 
     def executor(
-        self, cluster: FakeCluster | None = None, files: FakeFiles | None = None
+        self,
+        cluster: FakeCluster | None = None,
+        files: FakeFiles | None = None,
+        nodes: FakeNodes | None = None,
     ) -> Executor:
         """A new process's, on whatever host."""
         return Executor(
             cluster or FakeCluster(self),
-            FakeNodes(self),
+            nodes or FakeNodes(self),
             files or FakeFiles(self),
             FakeStore(self),
             self.clock,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -21,10 +22,15 @@ from slurm_mig.core.model import Layout, Placement, SlurmNode
 from slurm_mig.core.ownership import Outside
 from slurm_mig.core.records import REASON, ManagedNode, NodeFacts, Phase, Transaction
 from slurm_mig.core.transitions import Situation, Step, broken, next_step, steps
-from slurm_mig.errors import DriftError, InvariantError, LeftAloneError, UnreachableError
-from slurm_mig.noderun import NodeRun
+from slurm_mig.errors import (
+    DriftError,
+    InvariantError,
+    LeftAloneError,
+    SlurmMigError,
+    UnreachableError,
+)
 from tests.fakes.gpus import FakeGpus, made_instance, sorted_by_place
-from tests.fakes.world import NODE, FakeCluster, FakeFiles, KilledError, World, record
+from tests.fakes.world import NODE, FakeCluster, FakeFiles, FakeNodes, KilledError, World, record
 from tests.unit.builders import A100, gpu
 
 LAYOUTS = sorted(
@@ -239,17 +245,27 @@ def test_a_fence_is_not_forgotten_while_slurmctld_is_away() -> None:
     assert end(world) == (CASE.start, world.shown)
 
 
-def test_where_no_slurmd_runs_no_job_is_on_its_way() -> None:
+@pytest.mark.parametrize("what", [{"unsettled": ("job 9 is COMPLETING",)}, {"batch_jobs": {9}}])
+def test_where_no_slurmd_runs_nothing_is_waited_for(what: dict[str, Any]) -> None:
     """Seen in a soak: instances had changed, slurmd was killed and could not start on old files,
     and a job whose end slurmctld had not heard of kept the node from settling."""
+
+    class Unsettled(FakeCluster):
+        def node(self, name: str) -> SlurmNode:
+            return replace(super().node(name), **what)
+
+    class NoSlurmd(FakeNodes):
+        def observe(self, names: Sequence[str]) -> dict[str, NodeFacts | SlurmMigError]:
+            return {name: NodeFacts(self.w.gpus.inventory()) for name in names}
+
     world = held(1, 0)
     assert world.transaction is not None
-    run = NodeRun(world.executor()._at, world.transaction, Situation(fenced=True))
-    node = replace(FakeCluster(world).node(NODE), batch_jobs=frozenset({9}))
-    assert run._starting(node, NodeFacts(())) == []
-    assert run._starting(node, NodeFacts((), slurmd_pid=7)) == [9]
-    run.touched = False
-    assert run._starting(node, NodeFacts(())) == [9]
+    alive = world.executor(Unsettled(world)).recover(world.transaction)
+    assert alive.phase is Phase.HELD
+    assert "did not settle: job 9" in alive.note
+    executor = world.executor(Unsettled(world), nodes=NoSlurmd(world))
+    assert executor.recover(world.transaction).phase is Phase.ABANDONED
+    assert not world.drained
 
 
 def test_a_person_is_asked_for_and_says_when_to_go_on() -> None:

@@ -202,6 +202,17 @@ def test_the_history_is_bounded_and_survives_a_torn_line(tmp_path: Path) -> None
     assert list(history.entries()) == [*kept[:-1], events[0]]
 
 
+def test_a_history_that_cannot_be_written_keeps_no_transaction_open(tmp_path: Path) -> None:
+    view = node([gpu(A100, 0, *ones())])
+    last = done(view, NodeChange(view.name, (), view.slots, ()))
+    store = FileStore(tmp_path)
+    store.save_transaction(replace(last, phase=Phase.PUBLISHED))
+    (tmp_path / "history.jsonl").mkdir()
+    with pytest.raises(UnwritableError, match=r"history.jsonl cannot be written"):
+        store.save_transaction(last)
+    assert store.transaction(view.name) == last
+
+
 def test_an_end_that_a_crash_kept_from_the_journal_is_in_the_history_once(tmp_path: Path) -> None:
     view = node([gpu(A100, 0, *ones())])
     last = done(view, NodeChange(view.name, (), view.slots, ()))
