@@ -84,14 +84,19 @@ class Executor:
 
     def reshape(self, node: ManagedNode, change: NodeChange) -> Outcome:
         """Carry out a planned change, or leave the node as it was and say why."""
-        return self._run(self._begin(node, change))
+        return self._still_open(node) or self._run(self._begin(node, change))
 
     def reshape_all(self, work: Sequence[tuple[ManagedNode, NodeChange]]) -> list[Outcome]:
         """`reshape` of several nodes. Where a reconfigure publishes, they share one."""
         if not self._at.by_reconfigure:
             return [self.reshape(node, change) for node, change in work]
-        runs = [NodeRun(self._at, self._begin(node, change), Situation()) for node, change in work]
-        ended = {run.name: self._advance(run, Step.REGISTER) for run in runs}
+        ended = {node.name: self._still_open(node) for node, _ in work}
+        runs = [
+            NodeRun(self._at, self._begin(node, change), Situation())
+            for node, change in work
+            if ended[node.name] is None
+        ]
+        ended |= {run.name: self._advance(run, Step.REGISTER) for run in runs}
         ready = [run for run in runs if ended[run.name] is None]
         if ready:
             failure = self._reconfigure(ready)
@@ -108,6 +113,15 @@ class Executor:
         for run in runs:
             run.reconfigured = True
         return None
+
+    def _still_open(self, node: ManagedNode) -> Outcome | None:
+        """Refuses a second change where one is not finished: its fence would be taken for the new
+        one's, and its journal lost. The next cycle goes on with the first."""
+        journal = self._at.store.transaction(node.name)
+        if journal is None or not journal.is_open:
+            return None
+        why = f"transaction {journal.id} is not finished: the next cycle goes on with it"
+        return Outcome(node.name, Phase.ABANDONED, 0.0, why)
 
     def _begin(self, node: ManagedNode, change: NodeChange) -> Transaction:
         ident, limits = uuid.uuid4().hex[:8], self._at.limits

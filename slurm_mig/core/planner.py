@@ -18,6 +18,7 @@ from slurm_mig.core.model import (
     Gpu,
     JobRequest,
     Layout,
+    NodeCondition,
     NodeView,
     Patience,
     Place,
@@ -280,8 +281,11 @@ def _in_the_way(draft: NodeDraft, gres_type: str) -> str:
 def change_of(draft: NodeDraft) -> NodeChange | None:
     """The node's change with leftover room filled from its baseline, or None.
 
-    What was withheld for a job that needs it no longer is offered again.
+    What was withheld for a job that needs it no longer is offered again, once the node may be
+    touched: while it may not, nobody has a goal there, and that says nothing about the need.
     """
+    if draft.view.condition is not NodeCondition.USABLE:
+        return None
     wanted = draft.copy()
     wanted.withheld = {(g, p) for g, p in draft.promised if (g, p) not in draft.destroyed}
     if wanted.untouched:
