@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from slurm_mig.core import planner, slots
-from slurm_mig.core.changes import NodeChange
-from slurm_mig.core.model import Allocation, NodeView, Patience, Placement, Withholding, is_filler
+from slurm_mig.core.changes import NodeChange, Plan
+from slurm_mig.core.model import Allocation, NodeCondition, NodeView, Patience, Placement, Withholding, is_filler
 from slurm_mig.core.planning.plan import plan
 from slurm_mig.core.planning.rules import Rules
 from slurm_mig.core.planning.weights import Weights
@@ -34,6 +34,11 @@ def after(view: NodeView, change: NodeChange) -> NodeView:
 def ended(view: NodeView, *jobs: int) -> NodeView:
     kept = tuple(a for a in view.slurm.allocations if a.job_id not in jobs)
     return replace(view, slurm=replace(view.slurm, allocations=kept))
+
+
+def held(made: Plan) -> dict[str, int]:
+    """How many instances each change leaves withheld, by node."""
+    return {c.node: sum(len(w.placements) for w in c.withheld) for c in made.changes}
 
 
 def offered(view: NodeView) -> list[str]:
@@ -254,3 +259,38 @@ def test_room_that_costs_more_than_the_job_is_worth_is_not_kept() -> None:
     )
     soon = plan([view], [wants], rules=Rules(weights=Weights(withhold=2)), now=60 * 60)
     assert soon.changes[0].withheld, "half an hour later it is worth it"
+
+
+def begun_beside_another() -> tuple[NodeView, NodeView]:
+    """Withheld on n1 for job 1, which n2 could serve as well once its job has ended."""
+    view = node([gpu(A100, 0, *ones())], {7: [0]})
+    other = node([gpu(A100, 0, *ones())], {9: [0]}, name="n2")
+    made = plan([view, other], [job(1, {"7g.40gb": 1})], rules=Rules(frozen={"n2": "closed"}))
+    return after(view, only(made.changes)), other
+
+
+@pytest.mark.parametrize("slotted", [True, False])
+@pytest.mark.parametrize("gone", ["drained", "full"])
+def test_withholding_that_cannot_go_on_begins_anew_only_where_it_may(
+    gone: str, slotted: bool
+) -> None:
+    """Its node is drained, or the job lacks CPUs there: a frozen node, or one without slots, stays
+    as it is all the same."""
+    begun, other = begun_beside_another()
+    if gone == "drained":
+        begun = replace(begun, condition=NodeCondition.ADMIN, note="drained")
+    else:
+        begun = ended(replace(begun, slurm=replace(begun.slurm, cpus_alloc=32)), 7)
+    wants = [job(1, {"7g.40gb": 1})]
+    assert held(plan([begun, other], wants))["n2"] == 6, "it does begin where it may"
+    rules = Rules(frozen={"n2": "reshape: false"}) if slotted else Rules()
+    made = plan([begun, replace(other, slotted=slotted)], wants, rules=rules)
+    assert "n2" not in held(made)
+    assert "is kept for it" not in made.refusals[0].reason
+
+
+def test_withholding_goes_on_where_it_was_begun_though_nothing_new_may_begin_there() -> None:
+    begun, other = begun_beside_another()
+    made = plan([begun, other], [job(1, {"7g.40gb": 1})], rules=Rules(frozen={"n1": "closed"}))
+    assert not made.changes
+    assert "GPU 0 of n1 is kept for it until job 7 ends" in made.refusals[0].reason

@@ -71,7 +71,9 @@ class Keeping:
     def _go_on(self, request: JobRequest, names: Sequence[str], worth: int) -> None:
         here = {name: self._drafts[name] for name in names if name not in self._still}
         if not here or planner.reshape_for(here, request) is not None:
-            kept = self._keep(list(self._drafts), request, worth)
+            # Elsewhere it is begun anew, where that may be.
+            near = [n for n in self._drafts if n in names or self._may_wait_at(n, request)]
+            kept = self._keep(near, request, worth)
             if kept and kept.held:
                 self.held[request.job_id] = kept
         elif self._within_limits(here):
