@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from slurm_mig import gpurender
+from slurm_mig.core import withhold
 from slurm_mig.core.changes import GpuChange, NodeChange, Split
 from slurm_mig.core.codec import decode, encode
 from slurm_mig.core.draft import NodeDraft
@@ -160,16 +161,12 @@ def node_change(view: NodeView, changes: Sequence[LayoutChange]) -> NodeChange:
         draft.splits |= {(part.gpu, placement): split for placement, split in _splits(part)}
         draft.set_mode(gpus[part.gpu], mig=part.mig)
     draft.withheld -= draft.destroyed
-    withheld = tuple(
-        replace(w, placements=frozenset(p for p in w.placements if (w.gpu, p) in draft.withheld))
-        for w in view.withheld
-    )
     return NodeChange(
         view.name,
         tuple(_gpu_change(part) for part in changes if not part.empty),
         draft.arranged(),
         (),
-        tuple(w for w in withheld if w.placements),
+        tuple(withhold.still(view.withheld, draft.destroyed)),
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 
+from slurm_mig.core import withhold
 from slurm_mig.core.changes import GpuChange, NodeChange
 from slurm_mig.core.draft import NodeDraft
 from slurm_mig.core.layouts import Cut, cut_of
-from slurm_mig.core.model import Gpu, NodeView, Place, Placement, Withholding, is_filler
+from slurm_mig.core.model import Gpu, NodeView, Place, Placement, is_filler
 from slurm_mig.core.records import Event, Phase, Transaction
 from slurm_mig.errors import BusyError, SlurmMigError
 
@@ -51,7 +52,7 @@ def undo(view: NodeView, last: Transaction, why: str) -> NodeChange:
         draft.splits |= {(gpu.index, p): split for p, split in part.splits}
         draft.set_mode(gpu, mig=part.mig)
         parts.append(part)
-    withheld = tuple(_still_withheld(view, draft))
+    withheld = tuple(withhold.still(view.withheld, draft.destroyed))
     draft.withheld -= draft.destroyed
     change = NodeChange(view.name, tuple(parts), (), (), withheld, why=why)
     _refuse_busy(view, change, draft)
@@ -99,13 +100,6 @@ def _back(
 
 def _was_whole(last: Transaction, gpu: int) -> bool:
     return any(d.key == (gpu, None) and not is_filler(d.type) for d in last.before)
-
-
-def _still_withheld(view: NodeView, draft: NodeDraft) -> Iterator[Withholding]:
-    for held in view.withheld:
-        left = frozenset(p for p in held.placements if (held.gpu, p) not in draft.destroyed)
-        if left:
-            yield replace(held, placements=left)
 
 
 def _refuse_busy(view: NodeView, change: NodeChange, draft: NodeDraft) -> None:

@@ -9,8 +9,8 @@ from a running job.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from slurm_mig.core import geometry
 from slurm_mig.core.changes import GpuChange, NodeChange
@@ -134,6 +134,11 @@ class _Part:
     minutes: int
     """Until then."""
     cost: int
+
+    @property
+    def going(self) -> frozenset[Placement]:
+        """What is there now, in the device's place."""
+        return self.idle | self.blocking.keys() | self.claimed
 
     @property
     def slices(self) -> int:
@@ -271,14 +276,25 @@ def _withhold(draft: NodeDraft, part: _Part, request: JobRequest) -> set[Placeme
 def fence(goal: Goal, request: JobRequest) -> NodeChange:
     """The goal as a change that waits behind a fence until the jobs in its way have ended."""
     gpus = tuple(_fenced(goal.draft, part.gpu, goal.parts) for part in _first(goal.parts))
+    gone = {(part.gpu.index, p) for part in goal.parts for p in part.going}
     return NodeChange(
         goal.node,
         gpus,
         goal.draft.view.slots,
         (request.job_id,),
-        goal.draft.view.withheld,
+        tuple(still(goal.draft.view.withheld, gone)),
         behind_fence=True,
     )
+
+
+def still(
+    withheld: Iterable[Withholding], gone: Collection[tuple[int, Placement]]
+) -> Iterator[Withholding]:
+    """What is left of it without these placements."""
+    for held in withheld:
+        left = frozenset(p for p in held.placements if (held.gpu, p) not in gone)
+        if left:
+            yield replace(held, placements=left)
 
 
 def _first(parts: list[_Part]) -> list[_Part]:
@@ -288,7 +304,7 @@ def _first(parts: list[_Part]) -> list[_Part]:
 def _fenced(draft: NodeDraft, gpu: Gpu, parts: list[_Part]) -> GpuChange:
     mine = [part for part in parts if part.gpu.index == gpu.index]
     added = frozenset(a for part in mine for a in part.added)
-    going = {p for part in mine for p in (*part.idle, *part.blocking, *part.claimed)}
+    going = {p for part in mine for p in part.going}
     kept = gpu.layout - going
     return GpuChange(
         gpu.index,

@@ -11,7 +11,7 @@ from slurm_mig.core.changes import NodeChange
 from slurm_mig.core.model import JobRequest, NodeCondition, Patience, Slots
 from slurm_mig.core.planning.plan import plan
 from slurm_mig.core.policy import Policy
-from slurm_mig.core.records import CycleReport, NodeFacts, Phase
+from slurm_mig.core.records import CycleReport, NodeFacts, Phase, Transaction
 from slurm_mig.errors import SlurmMigError, UnreachableError
 from slurm_mig.executor import TRIES, Executor
 from slurm_mig.noderun import Limits
@@ -75,6 +75,11 @@ class Site:
         return Reconciler(*ports, Executor(*ports, LIMITS), self.policy).cycle()
 
     @property
+    def journal(self) -> Transaction:
+        assert self.world.transaction is not None
+        return self.world.transaction
+
+    @property
     def withheld(self) -> int:
         return sum(len(w.placements) for w in self.world.managed.withheld)
 
@@ -84,12 +89,11 @@ def test_a_fence_that_waits_outlasts_the_cycles_and_what_is_withheld_stays_withh
     site.cycle(0)
     assert site.withheld == 6
     site.cycle(150)
-    fence = site.world.transaction
-    assert fence is not None and fence.waits
+    fence = site.journal
+    assert fence.waits
     for _ in range(3):
         site.cycle(10)
-        now = site.world.transaction
-        assert now is not None
+        now = site.journal
         assert (now.id, now.until, now.waits) == (fence.id, fence.until, True)
         assert site.world.drained
         assert site.withheld == 6
@@ -107,19 +111,18 @@ def half_done() -> Site:
     site.world.jobs, site.world.devices = {}, {}
     site.nodes.takes = False
     site.cycle(10)
-    journal = site.world.transaction
-    assert journal is not None and journal.touched and journal.failures == 1
+    assert site.journal.touched
+    assert site.journal.failures == 1
     assert site.withheld == 6
     return site
 
 
 def test_a_reshape_that_cannot_be_published_stays_the_same_one_until_a_person_is_asked() -> None:
     site = half_done()
-    begun = site.world.transaction
+    begun = now = site.journal
     for tries in range(2, TRIES + 1):
         site.cycle(400)
-        now = site.world.transaction
-        assert begun is not None and now is not None
+        now = site.journal
         assert (now.id, now.failures, now.change.gpus) == (begun.id, tries, begun.change.gpus)
     assert now.needs
     assert site.world.drained
@@ -132,7 +135,7 @@ def test_a_node_half_done_is_not_let_go_when_a_look_at_it_fails(look: int) -> No
     site.nodes.looks, site.nodes.deaf_at = 0, look
     site.cycle(400)
     assert site.world.drained
-    site.nodes.takes = True
+    site.nodes.takes, site.nodes.deaf_at = True, 0
     site.cycle(400)
     assert not site.world.drained
     assert not site.withheld
@@ -140,9 +143,9 @@ def test_a_node_half_done_is_not_let_go_when_a_look_at_it_fails(look: int) -> No
 
 
 @pytest.mark.parametrize("by_reconfigure", [False, True])
-def test_nothing_is_begun_where_something_is_not_finished(by_reconfigure: bool) -> None:
+def test_nothing_is_begun_where_something_is_not_finished(*, by_reconfigure: bool) -> None:
     site = half_done()
-    world, journal = site.world, site.world.transaction
+    world, journal = site.world, site.journal
     executor = Executor(
         FakeCluster(world), site.nodes, FakeFiles(world), FakeStore(world), world.clock, LIMITS,
         by_reconfigure=by_reconfigure,
@@ -151,7 +154,6 @@ def test_nothing_is_begun_where_something_is_not_finished(by_reconfigure: bool) 
     change = NodeChange(NODE, (), world.managed.slots, ())
     (outcome,) = executor.reshape_all([(world.managed, change)])
     assert outcome.phase is Phase.ABANDONED
-    assert journal is not None
     assert f"transaction {journal.id} is not finished" in outcome.note
     assert (world.transaction, world.moments) == (journal, moments)
 
@@ -159,7 +161,7 @@ def test_nothing_is_begun_where_something_is_not_finished(by_reconfigure: bool) 
 @pytest.mark.parametrize("condition", [c for c in NodeCondition if c is not NodeCondition.USABLE])
 @pytest.mark.parametrize("looked_at", [True, False])
 def test_what_is_withheld_on_a_node_that_is_left_alone_is_left_alone_too(
-    condition: NodeCondition, looked_at: bool
+    condition: NodeCondition, *, looked_at: bool
 ) -> None:
     view = node([gpu(A100, 0, *ones())], {7: [0]})
     view = after(view, only(plan([view], [BIG]).changes))

@@ -9,7 +9,15 @@ import pytest
 
 from slurm_mig.core import planner, slots
 from slurm_mig.core.changes import NodeChange, Plan
-from slurm_mig.core.model import Allocation, NodeCondition, NodeView, Patience, Placement, Withholding, is_filler
+from slurm_mig.core.model import (
+    Allocation,
+    NodeCondition,
+    NodeView,
+    Patience,
+    Placement,
+    Withholding,
+    is_filler,
+)
 from slurm_mig.core.planning.plan import plan
 from slurm_mig.core.planning.rules import Rules
 from slurm_mig.core.planning.weights import Weights
@@ -272,7 +280,7 @@ def begun_beside_another() -> tuple[NodeView, NodeView]:
 @pytest.mark.parametrize("slotted", [True, False])
 @pytest.mark.parametrize("gone", ["drained", "full"])
 def test_withholding_that_cannot_go_on_begins_anew_only_where_it_may(
-    gone: str, slotted: bool
+    gone: str, *, slotted: bool
 ) -> None:
     """Its node is drained, or the job lacks CPUs there: a frozen node, or one without slots, stays
     as it is all the same."""
@@ -294,3 +302,15 @@ def test_withholding_goes_on_where_it_was_begun_though_nothing_new_may_begin_the
     made = plan([begun, other], [job(1, {"7g.40gb": 1})], rules=Rules(frozen={"n1": "closed"}))
     assert not made.changes
     assert "GPU 0 of n1 is kept for it until job 7 ends" in made.refusals[0].reason
+
+
+def test_what_goes_behind_a_fence_is_withheld_no_longer() -> None:
+    """What goes with the cut is no longer there to be withheld; on the other GPU it still is."""
+    view = node([gpu(A100, 0, *ones()), gpu(A100, 1, *ones())], {7: [6], 8: [7]})
+    first, second = job(1, {"7g.40gb": 1}, priority=9), job(2, {"7g.40gb": 1}, priority=1)
+    view = after(view, only(plan([view], [first, second]).changes))
+    assert {w.jobs: w.gpu for w in view.withheld} == {(1,): 1, (2,): 0}
+    fence = only(plan([view], [replace(first, patience=Patience.FENCE), second]).changes)
+    assert fence.behind_fence
+    assert fence.gpus[0].gpu == 1
+    assert [(w.gpu, w.jobs) for w in fence.withheld] == [(0, (2,))]
