@@ -36,14 +36,15 @@ _TRES = re.compile(
 def parse_tres(text: str | None) -> dict[str, int]:
     """`gres/gpu:3g.20gb:1,gres/gpu:1g.5gb=2` to `{"3g.20gb": 1, "1g.5gb": 2}`.
 
-    An untyped request has the key "". Entries other than gpu are left out.
+    An untyped request has the key "". Entries other than gpu are left out, and those that ask for
+    none: Slurm takes `gpu:3g.20gb:0`, shows it so, and starts the job without a gpu.
     """
     found: Counter[str] = Counter()
     for entry in filter(None, (text or "").split(",")):
         match = _TRES.fullmatch(entry.strip())
         if match:
             found[match["type"] or ""] += int(match["count"] or 1)
-    return dict(found)
+    return {gres_type: count for gres_type, count in found.items() if count}
 
 
 def parse_gres(text: str | None) -> dict[str, int]:

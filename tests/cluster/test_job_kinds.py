@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 
+from slurm_mig.core.demand import WAITS_FOR_RESOURCES
 from slurm_mig.core.model import is_filler
 from tests.testbed.cluster import A30, A100, L40S, NodeSpec
 from tests.testbed.jobs import gres, no_jobs
@@ -70,6 +71,11 @@ def made(cluster: ManagedCluster) -> dict[str, int]:
 
 def why(cluster: ManagedCluster, job: int) -> str:
     return next((str(w["why"]) for w in cluster.status()["waiting"] if w["job"] == job), "")
+
+
+def waiting(cluster: ManagedCluster, *jobs: int) -> bool:
+    """Slurm has looked at all of them, and they wait for resources alone."""
+    return all(cluster.job(job)["Reason"] in WAITS_FOR_RESOURCES for job in jobs)
 
 
 def served(cluster: ManagedCluster, *jobs: int) -> None:
@@ -161,6 +167,26 @@ def test_arrays(site: ManagedCluster) -> None:
     site.wait_for(lambda: not site.run("squeue", "-h").stdout.strip(), 30, "the tasks to end")
     states = site.run("scontrol", "show", "job", str(array), "-o").stdout
     assert states.count("JobState=COMPLETED") == 4
+
+
+def test_jobs_that_ask_for_no_gpu_at_all(site: ManagedCluster) -> None:
+    """Slurm queues them like any other, shows the request as it was written, and starts them
+    without a gpu: they are no demand, and no cycle stumbles over them."""
+    holder = site.submit(WAITS, "--gres=gpu:1g.5gb:1", "--cpus-per-task=32", on(ONE))
+    site.wait_job(holder, "RUNNING")
+    profile = absent(site, ONE)
+    options = f"--gres=gpu:{profile}:0", f"--gpus-per-node={profile}:0", "--gres=gpu:0"
+    none = [site.submit("echo gpus:$SLURM_JOB_GPUS.", option, on(ONE)) for option in options]
+    site.wait_for(partial(waiting, site, *none), 20, "all of them to wait for CPUs")
+    assert all(site.job(job)["TresPerNode"].endswith(":0") for job in none)
+    before = made(site)
+    assert site.slurm_mig("reconcile").returncode == 0
+    assert not any(why(site, job) for job in none)
+    assert made(site) == before
+    site.run("touch", f"/tmp/jobs/{holder}.stop")
+    for job in none:
+        site.wait_job(job, "COMPLETED")
+        assert site.output(job).strip() == "gpus:."
 
 
 def het(cluster: ManagedCluster, *components: tuple[str, ...]) -> int:

@@ -21,6 +21,9 @@ from tests.unit.builders import job
         ("", {}),
         (None, {}),
         ("gres/craynetwork:1", {}),
+        ("gres/gpu:3g.20gb:0", {}),
+        ("gres/gpu:0", {}),
+        ("gres/gpu:3g.20gb:0,gres/gpu:1g.5gb:1", {"1g.5gb": 1}),
     ],
 )
 def test_every_spelling_of_a_request(text: str | None, wanted: dict[str, int]) -> None:
@@ -44,6 +47,7 @@ def test_indexes_of_a_job() -> None:
         ("gpu:a:2", "", "", 2, 4, 2),
         ("", "gpu:a:3", "", 2, 4, 2),
         ("", "", "gpu:a:1", 2, 4, 2),
+        ("gpu:b:0", "gpu:a:3", "", 2, 4, 2),
     ],
 )
 def test_counts_on_each_node(
