@@ -139,7 +139,7 @@ def wait_for(
                 fences[goal.node] = withhold.fence(goal, request)
         return Kept(said)
     slices, cost = sum(goal.withheld for goal in chosen), sum(goal.cost for goal in chosen)
-    if cost > price.worth:
+    if cost > price.worth and not all(goal.begun for goal in chosen):
         minutes = max(goal.minutes for goal in chosen)
         return Kept(f"{slices} compute slice(s) idle for {minutes} min, to keep room for it, would "
                     "cost more than it is worth", held=False)  # fmt: skip

@@ -96,12 +96,17 @@ class Goal:
         return self.price.withheld(self.minutes, self.withheld)
 
     @property
+    def begun(self) -> bool:
+        """Instances are withheld for the job on each of its GPUs already. What that costs was
+        weighed then; it grows as the jobs in the way end, which is no reason to give up."""
+        return all(part.known for part in self.parts)
+
+    @property
     def key(self) -> tuple[bool, int, tuple[bool, int, int, int, int, int], str]:
         """Where it was begun; else where it costs least."""
-        begun = all(part.known for part in self.parts)
         slices = sum(part.slices for part in self.parts)
         worst = max(part.key for part in self.parts)
-        return (not begun, self.price.of(self.minutes, slices), worst, self.node)
+        return (not self.begun, self.price.of(self.minutes, slices), worst, self.node)
 
     @property
     def sentence(self) -> str:

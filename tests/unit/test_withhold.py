@@ -304,6 +304,30 @@ def test_withholding_goes_on_where_it_was_begun_though_nothing_new_may_begin_the
     assert "GPU 0 of n1 is kept for it until job 7 ends" in made.refusals[0].reason
 
 
+def test_room_is_not_given_up_because_a_job_in_its_way_has_ended() -> None:
+    """A 7g job is worth 700 points. Two slices for four hours cost 480, six of them 1440: the job
+    that has ended leaves four more to keep, and is what all was waiting for."""
+    rules, wants = Rules(withhold_s=4 * 3600), job(1, {"7g.40gb": 1}, priority=0)
+    view = node([gpu(A100, 0, *ones())], {7: [0], 8: [1, 2, 3, 4]})
+    view = after(view, only(plan([view], [wants], rules=rules).changes))
+    assert len(offered(view)) == 5
+    view = ended(view, 8)
+    assert held(plan([view], [wants], rules=rules)) == {"n1": 6}
+    fresh = replace(view, withheld=())
+    assert not plan([fresh], [wants], rules=rules).changes, "nobody would begin it now"
+
+
+def test_room_is_not_given_up_because_a_more_urgent_job_came() -> None:
+    """The level, and so what the job is worth, is its share of the queue's highest priority."""
+    rules, wants = Rules(weights=Weights(withhold=3)), job(1, {"7g.40gb": 1})
+    view = node([gpu(A100, 0, *ones())], {7: [0]})
+    view = after(view, only(plan([view], [wants], rules=rules).changes))
+    urgent = job(5, {"3g.20gb": 1}, priority=5000, partition="elsewhere")
+    made = plan([view], [urgent, wants], rules=rules)
+    assert not made.changes
+    assert made.refusals[-1].reason.endswith("GPU 0 of n1 is kept for it until job 7 ends")
+
+
 def test_what_goes_behind_a_fence_is_withheld_no_longer() -> None:
     """What goes with the cut is no longer there to be withheld; on the other GPU it still is."""
     view = node([gpu(A100, 0, *ones()), gpu(A100, 1, *ones())], {7: [6], 8: [7]})
