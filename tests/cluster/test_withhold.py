@@ -129,6 +129,30 @@ def test_policy_fences_for_a_job_that_withholding_does_not_serve(one: ManagedClu
     ended_well(one, wants)
 
 
+def test_a_fence_stands_where_instances_are_withheld(one: ManagedCluster) -> None:
+    """Cycle after cycle it is the same fence, and they stay withheld; then all of it is cut."""
+    text = "cooldown_s: 0\n  withhold_s: 3\n  fence_wait_s: 60"
+    one.configure(CONFIGURATION.replace("cooldown_s: 0", text))
+    running = computing(one, "gpu:1g.5gb:1")
+    wants = one.submit(CUDA_JOB, "--gres=gpu:7g.40gb:1")
+    one.slurm_mig("reconcile")
+    assert gres(one)["1g.5gb"] == 1
+    one.sh("sleep 3.2")
+    one.slurm_mig("reconcile")
+    fence = one.node(NODE)["Reason"]
+    for _ in range(2):
+        one.slurm_mig("reconcile")
+        assert drained(one)
+        assert one.node(NODE)["Reason"] == fence
+        assert gres(one)["1g.5gb"] == 1
+    ended_well(one, running)
+    reconcile_until(one, wants)
+    one.wait_for(partial(one.reports, wants, "first"), 20, "the 7g job to compute")
+    assert one.history()[-1]["change"]["behind_fence"]
+    assert one.slurm_mig("reconcile").stdout.startswith("nothing to do"), "nor anything to mend"
+    ended_well(one, wants)
+
+
 def test_a_fence_that_waited_long_enough_comes_down(one: ManagedCluster) -> None:
     running, wants = starving(one, 9)
     one.slurm_mig("reconcile")
