@@ -106,7 +106,8 @@ class RemoteSettings:
 
 @dataclass(frozen=True)
 class NodeSettings:
-    """What the node command needs on a GPU node. `%n` in the pid file is the node's name."""
+    """What the node command needs on a GPU node. In the pid file `%n` is the node's name, `%h` the
+    host's."""
 
     restart_command: Command = ("systemctl", "restart", "slurmd")
     pid_file: FilePath = "/run/slurmd.pid"

@@ -6,12 +6,12 @@ What fails to be looked at is itself a finding: one fault never hides the others
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from slurm_mig.adapters import gresfile, holders
+from slurm_mig.adapters.findslurmd import SlurmdFinder, expanded
 from slurm_mig.adapters.gpus import NvmlGpus
 from slurm_mig.adapters.ownedhere import owned_here
 from slurm_mig.adapters.system import conf_value
@@ -60,7 +60,7 @@ class Doctor:
             found.append(Finding(ERROR, "no GPU here can do MIG", self._name))
         checks: tuple[Callable[[Sequence[Gpu]], Iterator[Finding]], ...] = (
             self._modes, self._device_files, self._holders, self._kernel, self._gres,
-            self._pid_file, self._worlds,
+            self._slurmd, self._worlds,
         )  # fmt: skip
         for check in checks:
             try:
@@ -149,17 +149,27 @@ class Doctor:
         if not bad:
             yield Finding(OK, f"gres.conf agrees with {len(listed)} devices", str(path))
 
-    def _pid_file(self, _: Sequence[Gpu]) -> Iterator[Finding]:
-        """Ours and Slurm's are one; without a slurm.conf (configless) nothing can be compared."""
+    def _slurmd(self, _: Sequence[Gpu]) -> Iterator[Finding]:
+        """One is found. A host that slurm.conf is not on need not have one (but for configless)."""
         conf = Path(self._settings.slurm_conf)
-        if not conf.exists():
+        if not conf.exists() and self._settings.slurm.config != "configless":
             return
-        slurms = conf_value(conf, "SlurmdPidFile") or SLURMS_PID_FILE
-        ours = self._settings.pid_file
-        if len({Path(re.sub("%[nh]", self._name, file)).resolve() for file in (ours, slurms)}) > 1:
+        finder = SlurmdFinder(self._settings.pid_file, self._name, self._proc)
+        slurms = expanded(conf_value(conf, "SlurmdPidFile") or SLURMS_PID_FILE, self._name)
+        differ = finder.pid_file.resolve() != slurms.resolve()
+        if pid := finder.pid():
+            yield Finding(OK, f"slurmd runs (process {pid})", self._name)
+        else:
             yield Finding(
-                ERROR, f"SlurmdPidFile is {slurms}, and `node.pid_file` is {ours}", str(conf),
-                "slurm-mig does not find slurmd: a reshape would leave the node drained",
+                ERROR, "no slurmd is found", self._name,
+                "a reshape could not tell it, and would leave the node drained",
+                f"systemctl start slurmd. It is looked for by {finder.pid_file}, then as root's "
+                f"process slurmd, in this host's network, without -N or with -N {self._name}",
+            )  # fmt: skip
+        if differ and (not pid or slurms.exists()):
+            yield Finding(
+                NOTE, f"SlurmdPidFile is {slurms}, and `node.pid_file` is {finder.pid_file}",
+                str(conf), "slurmd is found among all processes only",
                 f"node: {{pid_file: {slurms}}} in slurm-mig.yaml",
             )  # fmt: skip
 

@@ -135,8 +135,8 @@ class Enrolment:
                 return facts
             self._clock.sleep(POLL_S)
         raise UnreachableError(
-            f"{name}: no slurmd is found there by `node.pid_file`; nothing was changed",
-            hint="It must be SlurmdPidFile of slurm.conf: `slurm-mig check` on the node compares.",
+            f"{name}: no slurmd is found there; nothing was changed",
+            hint="Start it; `slurm-mig check` on the node says how it is looked for.",
         )
 
     def _switch(

@@ -16,11 +16,11 @@ from typing import Any
 from slurm_mig import gpurender
 from slurm_mig.adapters import holders, squeue
 from slurm_mig.adapters.bootrecord import BootRecord
+from slurm_mig.adapters.findslurmd import SlurmdFinder
 from slurm_mig.adapters.gpus import NvmlGpus
 from slurm_mig.adapters.managedhere import managed_here
 from slurm_mig.adapters.ownedhere import owned_here
 from slurm_mig.adapters.shown import shown
-from slurm_mig.adapters.system import Slurmd
 from slurm_mig.config import NodeSettings
 from slurm_mig.core.codec import decode, encode
 from slurm_mig.core.exports.chosen import Ask
@@ -233,8 +233,7 @@ class GpuVerbs:
         return {instance.placement: words for instance in gpu.instances}
 
     def _slurmd_runs(self) -> bool:
-        pid_file = self._settings.pid_file.replace("%n", self._name)
-        return bool(Slurmd(pid_file, (), 1.0).pid())
+        return bool(SlurmdFinder(self._settings.pid_file, self._name).pid())
 
     def _wanted(self, wish: Wish, gpus: Sequence[Gpu]) -> dict[int, Wanted]:
         if wish.words:

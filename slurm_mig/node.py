@@ -17,6 +17,7 @@ from slurm_mig import hooks
 from slurm_mig.adapters import system
 from slurm_mig.adapters.atomic import write_atomic
 from slurm_mig.adapters.bootrecord import BootRecord
+from slurm_mig.adapters.findslurmd import SlurmdFinder
 from slurm_mig.adapters.gpus import NvmlGpus
 from slurm_mig.adapters.managedfiles import ManagedFiles, Places
 from slurm_mig.adapters.registrar import Registrar
@@ -43,7 +44,7 @@ class NodeAgent:
         self._settings = settings
         self._gpus = NvmlGpus(settings.caps_dir)
         self._slurmd = system.Slurmd(
-            settings.pid_file.replace("%n", node_name),
+            SlurmdFinder(settings.pid_file, node_name),
             settings.restart_command,
             settings.restart_deadline_s,
             settings.slurm_conf,

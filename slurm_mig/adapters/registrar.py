@@ -9,7 +9,8 @@ while, and its own registration, after it, is accepted at once.
 
 It sees the node's real configuration and spool directory (a registration without the node's steps
 would end their jobs), but listens on a port of its own, writes its own pid file, starts no hook,
-and touches no control group. It is killed once slurmctld has seen it, by `timeout` in any case.
+touches no control group, and bears a mark by which it is never taken for the real one. It is killed
+once slurmctld has seen it, by `timeout` in any case.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slurm_mig.adapters.atomic import write_atomic
+from slurm_mig.adapters.findslurmd import REGISTRAR
 from slurm_mig.errors import UnreachableError
 
 LIFETIME_S = 30
@@ -66,6 +68,7 @@ class Registrar:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
+                env={**os.environ, REGISTRAR: "1"},
             )
         except OSError as error:
             raise UnreachableError(

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from slurm_mig.adapters.findslurmd import SlurmdFinder
 from slurm_mig.errors import ConfigError, SlurmMigError, UnreachableError
 
 CAP_MODE = 0o444
@@ -93,28 +94,23 @@ def _make_node(file: str, number: int) -> None:
 
 
 class Slurmd:
-    """This node's slurmd, by its pid file and the site's restart command."""
+    """This node's slurmd, as `finder` finds it, and the site's restart command."""
 
     def __init__(
         self,
-        pid_file: str,
+        finder: SlurmdFinder,
         restart_command: Sequence[str],
         deadline_s: float,
         slurm_conf: str = "/etc/slurm/slurm.conf",
     ) -> None:
-        self._pid_file = Path(pid_file)
+        self._finder = finder
         self._slurm_conf = Path(slurm_conf)
         self._restart_command = list(restart_command)
         self._deadline_s = deadline_s
 
     def pid(self) -> int:
         """Pid of the running slurmd, 0 if there is none."""
-        try:
-            pid = int(self._pid_file.read_text())
-            os.kill(pid, 0)
-        except (OSError, ValueError):
-            return 0
-        return pid
+        return self._finder.pid()
 
     def reload(self) -> int:
         """Have slurmd take up its new configuration and register; returns the new pid.
@@ -204,23 +200,25 @@ class Slurmd:
         new = _wait(lambda: self._changed(old), self._deadline_s)
         if not new:
             raise UnreachableError(
-                f"slurmd is not up {self._deadline_s:g} s after its restart (by {self._pid_file})",
-                hint="See slurmd's log on the node; `slurm-mig check` there compares the pid file.",
+                f"slurmd is not up {self._deadline_s:g} s after its restart",
+                hint="See slurmd's log on the node; `slurm-mig check` there says if it is found.",
             )
         return new
 
     def _changed(self, old: int) -> int:
         """The pid of another slurmd than the old one, once the old one is gone and it is up."""
+        if _alive(old):
+            return 0
         pid = self.pid()
-        return pid if pid != old and not _alive(old) and _minds_sighup(pid) else 0
+        return pid if pid != old and _minds_sighup(pid) else 0
 
     def announce(self) -> int:
         """Have slurmd register at once: it does when it takes up its configuration anew. Returns
         the new pid; see `reload`. Raises UnreachableError when none runs."""
         if not _wait(self.pid, self._deadline_s):
             raise UnreachableError(
-                f"no slurmd runs here (by {self._pid_file})",
-                hint="Start it; `slurm-mig check` on the node compares the pid file.",
+                "no slurmd runs here",
+                hint="Start it; `slurm-mig check` on the node says if it is found.",
             )
         return self.reload()
 

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from slurm_mig.adapters import system
+from slurm_mig.adapters.findslurmd import SlurmdFinder
 from slurm_mig.errors import ConfigError, UnreachableError
 
 
@@ -37,34 +37,39 @@ def test_constrained_devices_are_read_from_cgroup_conf(tmp_path: Path) -> None:
     assert system.devices_constrained(conf)
 
 
+def of(folder: Path, restart: str, deadline_s: float) -> system.Slurmd:
+    """The slurmd of the pid file in a folder, and no other."""
+    finder = SlurmdFinder(str(folder / "slurmd.pid"), folder.name)
+    return system.Slurmd(finder, [restart], deadline_s)
+
+
 def test_a_slurmd_that_does_not_come_up_is_reported(tmp_path: Path) -> None:
-    pid_file = tmp_path / "slurmd.pid"
-    slurmd = system.Slurmd(str(pid_file), ["/bin/true"], deadline_s=0.05)
+    slurmd = of(tmp_path, "/bin/true", 0.05)
     assert slurmd.pid() == 0
     with pytest.raises(UnreachableError, match="not up"):
         slurmd.restart()
     with pytest.raises(UnreachableError, match="restarting slurmd failed"):
-        system.Slurmd(str(pid_file), ["/bin/false"], deadline_s=1).restart()
+        of(tmp_path, "/bin/false", 1).restart()
 
 
 SLURMD = """
 import os, signal, subprocess, sys
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
-open(sys.argv[1], "w").write(str(os.getpid()))
-child = subprocess.Popen(sys.argv[2:]) if sys.argv[2:] else None
+open(sys.argv[3], "w").write(str(os.getpid()))
+child = subprocess.Popen(sys.argv[4:]) if sys.argv[4:] else None
 print("up", flush=True)
 signal.pause()
 """
 
 
 @pytest.fixture
-def hanging(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def hanging(tmp_path: Path, program: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts what looks like a slurmd that does not follow SIGHUP, with a child if one is named."""
     started = []
 
     def start(*child: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-c", SLURMD, str(tmp_path / "slurmd.pid"), *child],
+            [program, "-c", SLURMD, "-N", tmp_path.name, str(tmp_path / "slurmd.pid"), *child],
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
@@ -84,19 +89,19 @@ def test_a_slurmd_that_runs_a_hook_is_not_killed(
     tmp_path: Path, hanging: Callable[..., subprocess.Popen[str]]
 ) -> None:
     process = hanging("sleep", "60")
-    slurmd = system.Slurmd(str(tmp_path / "slurmd.pid"), ["/bin/true"], deadline_s=0.2)
-    assert [hook.split()[1] for hook in slurmd.hooks()] == [os.path.basename(program("sleep"))]
+    slurmd = of(tmp_path, "/bin/true", 0.2)
+    assert [hook.split()[1] for hook in slurmd.hooks()] == [file_of("sleep")]
     with pytest.raises(UnreachableError, match="it was not killed"):
         slurmd.reload()
     assert process.poll() is None
 
 
 def test_a_slurmd_that_hangs_is_killed(
-    tmp_path: Path, hanging: Callable[..., subprocess.Popen[str]]
+    tmp_path: Path, program: Path, hanging: Callable[..., subprocess.Popen[str]]
 ) -> None:
     """A child that runs slurmd's own program is a step about to start, not a hook."""
-    process = hanging(sys.executable, "-c", "import time; time.sleep(60)")
-    slurmd = system.Slurmd(str(tmp_path / "slurmd.pid"), ["/bin/true"], deadline_s=0.2)
+    process = hanging(str(program), "-c", "import time; time.sleep(60)", "-N", tmp_path.name)
+    slurmd = of(tmp_path, "/bin/true", 0.2)
     assert slurmd.hooks() == ()
     with pytest.raises(UnreachableError, match="not up"):
         slurmd.reload()
@@ -106,7 +111,7 @@ def test_a_slurmd_that_hangs_is_killed(
 RELOADING = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
-here, takes_over_after = Path(sys.argv[1]), float(sys.argv[2])
+here, takes_over_after = Path(sys.argv[3]), float(sys.argv[4])
 time.sleep(takes_over_after)
 old = here / "slurmd.pid"
 before = int(old.read_text()) if old.exists() else 0
@@ -117,21 +122,25 @@ if before:
     os.kill(before, signal.SIGKILL)
 while not asked:
     time.sleep(0.01)
-child = subprocess.Popen([sys.executable, *sys.orig_argv[1:3], here, "0.5"], start_new_session=True)
+child = subprocess.Popen(
+    [sys.executable, *sys.orig_argv[1:6], "0.5"], start_new_session=True
+)
 (here / "child").write_text(str(child.pid))
 child.wait()
 """
 
 
-def test_a_slurmd_that_was_told_to_reload_before_is_told_again(tmp_path: Path) -> None:
+def test_a_slurmd_that_was_told_to_reload_before_is_told_again(
+    tmp_path: Path, program: Path
+) -> None:
     """A reload of somebody else's, under way: its slurmd may have read the files as they were."""
     pid_file, child = tmp_path / "slurmd.pid", tmp_path / "child"
-    first = subprocess.Popen(
-        [sys.executable, "-c", RELOADING, tmp_path, "0"], start_new_session=True
-    )
-    slurmd = system.Slurmd(str(pid_file), ["/bin/false"], deadline_s=10)
+    words: list[str | Path] = [program, "-c", RELOADING, "-N", tmp_path.name, tmp_path, "0"]
+    first = subprocess.Popen(words, start_new_session=True)
+    slurmd = of(tmp_path, "/bin/false", 10)
     try:
-        until(lambda: slurmd.pid() == first.pid)
+        until(lambda: pid_file.exists() and pid_file.read_text() != "")
+        assert slurmd.pid() == first.pid
         os.kill(first.pid, signal.SIGHUP)
         until(lambda: child.exists() and child.read_text() != "")
         on_its_way = int(child.read_text())
@@ -146,19 +155,20 @@ MISSING_ONE = """
 import os, signal, subprocess, sys, time
 asked = []
 signal.signal(signal.SIGHUP, lambda *_: asked.append(1))
-folder = sys.argv[1]
+name, folder = sys.argv[2:]
 open(folder + "/slurmd.pid", "w").write(str(os.getpid()))
 while len(asked) < 2:
     time.sleep(0.01)
 NEXT = "import signal, time; signal.signal(signal.SIGHUP, lambda *_: None); time.sleep(60)"
-new = subprocess.Popen([sys.executable, "-c", NEXT])
+new = subprocess.Popen([sys.executable, "-c", NEXT, "-N", name])
 open(folder + "/slurmd.pid", "w").write(str(new.pid))
 """
 
 
-def test_a_slurmd_that_misses_the_signal_is_told_again(tmp_path: Path) -> None:
-    first = subprocess.Popen([sys.executable, "-c", MISSING_ONE, tmp_path], start_new_session=True)
-    slurmd = system.Slurmd(str(tmp_path / "slurmd.pid"), ["/bin/false"], deadline_s=10)
+def test_a_slurmd_that_misses_the_signal_is_told_again(tmp_path: Path, program: Path) -> None:
+    words: list[str | Path] = [program, "-c", MISSING_ONE, "-N", tmp_path.name, tmp_path]
+    first = subprocess.Popen(words, start_new_session=True)
+    slurmd = of(tmp_path, "/bin/false", 10)
     try:
         until(lambda: slurmd.pid() == first.pid)
         new = slurmd.announce()
@@ -175,8 +185,8 @@ def until(ready: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def program(name: str) -> str:
-    """The program file itself, as /proc shows it."""
-    found = shutil.which(name)
+def file_of(command: str) -> str:
+    """The name of a command's program file, as /proc shows it."""
+    found = shutil.which(command)
     assert found is not None
-    return os.path.realpath(found)
+    return os.path.basename(os.path.realpath(found))
