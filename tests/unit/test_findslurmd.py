@@ -58,6 +58,7 @@ def test_the_oldest_of_this_node_without_a_pid_file(
     second = start(f"-DN{tmp_path.name}")
     assert finder.pid() == first
     os.kill(first, signal.SIGKILL)
+    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
     assert finder.pid() == second
 
 
