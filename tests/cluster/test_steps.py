@@ -13,6 +13,7 @@ import pytest
 
 from slurm_mig.core import demand
 from tests.testbed.cluster import A100, NodeSpec
+from tests.testbed.jobs import registrations_refused
 from tests.testbed.product import ManagedCluster
 
 PROFILES = ("3g.20gb", "4g.20gb", "2g.10gb", "7g.40gb")
@@ -83,11 +84,6 @@ def test_no_step_fails_or_hangs(three: ManagedCluster, request: pytest.FixtureRe
     assert len([h for h in history if h["phase"] == "released"]) >= count
     # The run is worth nothing if no type vanished.
     assert registrations_refused(three) - before >= count // 2
-
-
-def registrations_refused(cluster: ManagedCluster) -> int:
-    """How many registrations slurmctld has refused: the first of two."""
-    return cluster.read("/var/log/slurm/slurmctld.log").count("count too low")
 
 
 def seconds(shown: str) -> int:

@@ -79,3 +79,8 @@ def reconcile_until(cluster: ManagedCluster, *jobs: int, cycles: int = 8) -> Non
             break
     for job in jobs:
         cluster.wait_job(job, "RUNNING", "COMPLETING", "COMPLETED")
+
+
+def registrations_refused(cluster: ManagedCluster) -> int:
+    """How many registrations slurmctld has refused: the first of two."""
+    return cluster.read("/var/log/slurm/slurmctld.log").count("count too low")
