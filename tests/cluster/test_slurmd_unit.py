@@ -37,11 +37,13 @@ Site = tuple[ManagedCluster, Systemd]
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
-    with ManagedCluster(nodes=(NodeSpec(NODE, (A100,)),), configuration=STOCK) as cluster:
-        with Systemd(cluster, NODE, units=None) as systemd:
-            systemd.take_slurmd()
-            serves(cluster)
-            yield cluster, systemd
+    with (
+        ManagedCluster(nodes=(NodeSpec(NODE, (A100,)),), configuration=STOCK) as cluster,
+        Systemd(cluster, NODE, units=None) as systemd,
+    ):
+        systemd.take_slurmd()
+        serves(cluster)
+        yield cluster, systemd
 
 
 def serves(cluster: ManagedCluster) -> None:

@@ -129,7 +129,8 @@ class Systemd:
         return bool(found) and self.ctl("is-active", "basic.target", check=False).returncode == 0
 
     def run(self, *argv: str, **options: Any) -> CompletedProcess[str]:
-        return self._cluster.run("nsenter", "-t", str(self._pid), "-m", "-n", "-u", "-p", "-C", "--", *argv,
+        inside = ("nsenter", "-t", str(self._pid), "-m", "-n", "-u", "-p", "-C", "--")
+        return self._cluster.run(*inside, *argv,
                                  **options)  # fmt: skip
 
     def ctl(self, *words: str, **options: Any) -> CompletedProcess[str]:
