@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.testbed.cluster import Cluster
 from tests.testbed.jobs import no_jobs
 from tests.testbed.product import CONFIGURATION, ManagedCluster
+
+# Where tests mount something of their own. The clusters of all workers share these folders, so one
+# that appeared in the middle of another's test was a difference there.
+for _folder in ("/etc/cdi", "/etc/containers", "/etc/libvirt"):
+    Path(_folder).mkdir(exist_ok=True)
 
 
 @pytest.fixture(scope="session")
