@@ -10,7 +10,6 @@ import pytest
 from slurm_mig.errors import Exit
 from tests.testbed.cluster import A100, NodeSpec
 from tests.testbed.jobs import (
-    computing,
     ended_well,
     reconcile_until,
     registrations_refused,
@@ -46,6 +45,13 @@ def site() -> Iterator[Site]:
         yield cluster, systemd
 
 
+@pytest.fixture(scope="module")
+def enrolled(site: Site) -> Site:
+    """The same, from here on in care."""
+    site[0].enrol()
+    return site
+
+
 def serves(cluster: ManagedCluster) -> None:
     cluster.wait_for(lambda: cluster.node(NODE)["State"] in ("IDLE", "MIXED"), 30, "the node")
 
@@ -74,13 +80,14 @@ def test_a_slurmd_that_does_not_run_is_noticed(site: Site) -> None:
     serves(cluster)
 
 
-def test_the_main_process_is_followed_through_two_registrations_beside_a_job(site: Site) -> None:
+def test_the_main_process_is_followed_through_two_registrations_beside_a_job(
+    enrolled: Site,
+) -> None:
     """The last 1g goes while a 3g job runs. All by signals: the unit is never started anew."""
-    cluster, systemd = site
+    cluster, systemd = enrolled
     assert found(systemd) == f"ok       {NODE}: slurmd runs (process {main_pid(systemd)})"
     pid_file = cluster.pid_file("slurmd", NODE)
     assert cluster.run("test", "-e", pid_file, node=NODE, check=False).returncode
-    cluster.enrol()
     started = systemd.show(UNIT, "InvocationID")
     jobs = []
     for _ in range(2):
@@ -95,9 +102,11 @@ def test_the_main_process_is_followed_through_two_registrations_beside_a_job(sit
     ended_well(cluster, *jobs)
 
 
-def test_one_that_hangs_is_started_anew_by_its_unit_beside_a_job(site: Site) -> None:
-    cluster, systemd = site
-    job = computing(cluster, "gpu:3g.20gb:1")
+def test_one_that_hangs_is_started_anew_by_its_unit_beside_a_job(enrolled: Site) -> None:
+    cluster, systemd = enrolled
+    job = cluster.submit(CUDA_JOB, "--gres=gpu:3g.20gb:1")
+    reconcile_until(cluster, job)
+    served(cluster, job)
     hung, started = main_pid(systemd), systemd.show(UNIT, "InvocationID")
     wants = cluster.submit("true", "--gres=gpu:2g.10gb:1")
     systemd.run("kill", "-STOP", str(hung))
