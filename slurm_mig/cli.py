@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import socket
 import sys
@@ -91,6 +92,8 @@ def main(verbose: bool) -> None:  # noqa: FBT001 - click passes it by name
     `slurm-mig COMMAND --help` says more of each. Begin with `status` and `plan`: they change
     nothing.
     """
+    # What we write is read by SlurmUser and by users; root's own mask may be 077.
+    os.umask(0o022)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PlainFormatter("%(levelname)s %(message)s"))
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])

@@ -29,6 +29,7 @@ from functools import partial
 from pathlib import Path
 
 from slurm_mig.adapters import system
+from slurm_mig.adapters.slurmcommands import environment
 from slurm_mig.core import slotmap
 from slurm_mig.core.model import Gpu
 from slurm_mig.core.slotmap import Slot, SlotMap
@@ -415,6 +416,7 @@ def drain(node: str, why: str) -> None:
         subprocess.run(
             ["scontrol", "update", f"NodeName={node}", "State=DRAIN", f"Reason={reason}"],
             check=True, capture_output=True, timeout=FENCE_S, stdin=subprocess.DEVNULL,
+            env=environment(),
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError) as error:
         # Slurm drains the node itself, as its prolog fails, with a reason that says less.

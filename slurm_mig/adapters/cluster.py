@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyslurm
-from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
 
 from slurm_mig.adapters.nodesets import expand
+from slurm_mig.adapters.slurmcommands import environment
 from slurm_mig.core import demand, preemption
 from slurm_mig.core.model import Allocation, JobRequest, Reservation, SlurmNode
 from slurm_mig.core.records import REASON
@@ -135,6 +135,7 @@ class PyslurmCluster:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            env=environment(),
         )
         try:
             _, said = process.communicate(timeout=RECONFIGURE_ANSWER_S)
@@ -153,8 +154,9 @@ def _scontrol(*words: str) -> None:
 def _run(*command: str) -> str:
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=SCONTROL_TIMEOUT_S, check=False
-        )
+            command, capture_output=True, text=True, timeout=SCONTROL_TIMEOUT_S, check=False,
+            env=environment(),
+        )  # fmt: skip
     except FileNotFoundError as error:
         raise SlurmMigError(f"{command[0]} is not installed here") from error
     except subprocess.TimeoutExpired as error:
@@ -194,7 +196,7 @@ def _reservations(shown: Mapping[str, Any] | None = None) -> dict[str, list[Rese
 
 def _running_jobs() -> list[Mapping[str, Any]]:
     """Every job that holds resources, as Slurm's own JSON has it."""
-    text = _run("squeue", "--json", f"--states={','.join(sorted(HOLDS_GRES))}")
+    text = _run("squeue", "--json", "--local", f"--states={','.join(sorted(HOLDS_GRES))}")
     try:
         jobs: list[Mapping[str, Any]] = json.loads(text)["jobs"]
     except (ValueError, KeyError, TypeError) as error:
@@ -218,15 +220,12 @@ def _by_node(jobs: Iterable[Mapping[str, Any]]) -> dict[str, _Held]:
     found: dict[str, _Held] = defaultdict(_Held)
     for job in jobs:
         job_id, states = int(job["job_id"]), frozenset(job["job_state"])
-        names = _in_order(job.get("nodes"))
-        for name, detail in zip(names, job.get("gres_detail") or (), strict=False):
-            indexes = demand.gpu_indexes(detail)
-            if indexes:
-                user = str(job.get("user_name") or "?")
-                held = Allocation(job_id, user, indexes, min(states), _end(job))
-                found[name].allocations.append(held)
+        user = str(job.get("user_name") or "?")
+        for name, indexes in demand.gpus_by_node(job):
+            held = Allocation(job_id, user, indexes, min(states), _end(job))
+            found[name].allocations.append(held)
         for state in sorted(states & UNSETTLED):
-            for name in names:
+            for name in expand(job.get("nodes")):
                 found[name].unsettled.append(f"job {job_id} is {state}")
         if job.get("batch_flag") and states == {"RUNNING"}:
             found[str(job.get("batch_host"))].batch_jobs.add(job_id)
@@ -237,11 +236,6 @@ def _end(job: Mapping[str, Any]) -> int:
     """When the job's time limit ends it; 0 without one (Slurm then says a year from its start)."""
     limit, end = job.get("time_limit") or {}, job.get("end_time") or {}
     return int(end.get("number") or 0) if limit.get("set") and end.get("set") else 0
-
-
-def _in_order(nodes: str | None) -> list[str]:
-    """A job's nodes in Slurm's order, which is that of its `gres_detail`."""
-    return list(NodeSet(nodes, resolver=RESOLVER_NOGROUP)) if nodes else []
 
 
 def _node(node: Any, held: _Held, reservations: Iterable[Reservation]) -> SlurmNode:
@@ -359,6 +353,7 @@ def _other_tres() -> dict[int, tuple[str, str]]:
     text = _run(
         "squeue",
         "--noheader",
+        "--local",
         "--states=PENDING",
         "--Format=JobID:|,tres-per-job:|,tres-per-task:|",
     )

@@ -9,6 +9,7 @@ import re
 import subprocess
 
 from slurm_mig.adapters.gresfile import names
+from slurm_mig.adapters.slurmcommands import environment
 from slurm_mig.core import demand
 from slurm_mig.errors import UnreachableError
 
@@ -23,8 +24,9 @@ def gpu_jobs(node: str) -> list[int]:
     (whole-node allocations). Raises UnreachableError: without Slurm's word nothing may go."""
     words = ",".join(("JobID:20", *(f"{field}:300" for field in FIELDS)))
     listed = _said(
-        "squeue", "--noheader", f"--nodelist={node}", f"--states={STATES}", f"--Format={words}"
-    )
+        "squeue", "--noheader", "--local", f"--nodelist={node}", f"--states={STATES}",
+        f"--Format={words}",
+    )  # fmt: skip
     jobs: dict[int, str] = {}
     for line in listed.splitlines():
         job, _, asked = line.strip().partition(" ")
@@ -54,6 +56,7 @@ def _said(*command: str) -> str:
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
+            env=environment(),
             timeout=TIMEOUT_S,
         )
     except (OSError, subprocess.SubprocessError) as error:

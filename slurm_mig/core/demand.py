@@ -10,9 +10,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from slurm_mig.core import conditions
 from slurm_mig.core.changes import Plan, Refusal
+from slurm_mig.core.hostlists import expand
 from slurm_mig.core.model import JobRequest, NodeView
 
 WAITS_FOR_RESOURCES = frozenset(
@@ -74,6 +76,29 @@ def gpu_indexes(detail: str) -> frozenset[int]:
         for inside in re.findall(r"gpu:[^(]*\(IDX:([^)]*)\)", detail)
         for index in parse_indexes(inside)
     )
+
+
+def gpus_by_node(job: Mapping[str, Any]) -> list[tuple[str, frozenset[int]]]:
+    """Nodes of a job in Slurm's JSON, and the GRES indexes of its gpus there, where it has any.
+
+    `gres_detail` goes by the node table, and so do the nodes of `job_resources`. `nodes` is sorted
+    as text, and of a job that completes it has only the nodes that are not yet done. Where Slurm
+    does not say which node is which, all of the job's gpus count as busy on each of its nodes.
+    """
+    details = [gpu_indexes(detail) for detail in job.get("gres_detail") or ()]
+    names = _allocated(job.get("job_resources") or {})
+    if len(names) == len(details):
+        return [(name, indexes) for name, indexes in zip(names, details, strict=True) if indexes]
+    names = names or expand(str(job.get("nodes") or ""), "squeue --json")
+    return [(name, every) for name in names if (every := frozenset().union(*details))]
+
+
+def _allocated(resources: Mapping[str, Any]) -> list[str]:
+    """Node names in `job_resources`: under `nodes`, in the format of 23.11 (v0.0.40) beside it."""
+    nodes = resources.get("nodes")
+    if isinstance(nodes, Mapping):
+        return [str(node["name"]) for node in nodes.get("allocation") or ()]
+    return [str(node["nodename"]) for node in resources.get("allocated_nodes") or ()]
 
 
 NO_NODE = frozenset({"a constraint that slurm-mig does not understand"})

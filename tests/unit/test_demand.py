@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 from slurm_mig.core import demand
@@ -39,6 +41,40 @@ def test_indexes_of_a_job() -> None:
     detail = "gpu:1g.5gb:3(IDX:0-1,5),gpu:3g.20gb:1(IDX:7)"
     assert demand.gpu_indexes(detail) == {0, 1, 5, 7}
     assert demand.gpu_indexes("gpu:1g.5gb:0(IDX:N/A)") == frozenset()
+
+
+RACKS = ("r1n1", "r1n2", "r2n1", "r2n2", "r2n3")
+DETAILS = [f"gpu:1g.5gb:1(IDX:{index})" for index in (1, 0, 0, 2, 0)]
+BY_RACK = list(zip(RACKS, ({1}, {0}, {0}, {2}, {0}), strict=True))
+
+
+@pytest.mark.parametrize(
+    "resources",
+    [
+        {"nodes": {"allocation": [{"index": n, "name": name} for n, name in enumerate(RACKS)]}},
+        {"nodes": "r1n[1-2],r2n[1-3]", "allocated_nodes": [{"nodename": n} for n in RACKS]},
+    ],
+    ids=["v0.0.41 and later", "v0.0.40"],
+)
+def test_a_jobs_gpus_by_node(resources: Mapping[str, object]) -> None:
+    """As 26.05 wrote them of a running job. Its `nodes` in another order say nothing."""
+    for nodes in ("r1n[1-2],r2n[1-3]", "r2n[1-3],r1n[1-2]", "r2n3"):
+        job = {"nodes": nodes, "gres_detail": DETAILS, "job_resources": resources}
+        assert demand.gpus_by_node(job) == BY_RACK
+
+
+def test_all_gpus_of_a_job_are_busy_where_slurm_does_not_say_which_node_has_which() -> None:
+    for unsaid in ({}, {"job_resources": None}, {"job_resources": {"nodes": {"allocation": []}}}):
+        job = {"nodes": "r1n[1-2],r2n[1-3]", "gres_detail": DETAILS, **unsaid}
+        assert demand.gpus_by_node(job) == [(name, {0, 1, 2}) for name in RACKS]
+
+
+def test_a_job_without_gpus_has_none_anywhere() -> None:
+    named = {"nodes": {"allocation": [{"name": "r1n1"}, {"name": "r1n2"}]}}
+    for details in ([], ["", ""], ["gpu:1g.5gb:0(IDX:N/A)", ""]):
+        job = {"nodes": "r1n[1-2]", "gres_detail": details, "job_resources": named}
+        assert demand.gpus_by_node(job) == []
+    assert demand.gpus_by_node({"nodes": None, "gres_detail": None}) == []
 
 
 @pytest.mark.parametrize(
