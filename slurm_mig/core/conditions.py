@@ -68,6 +68,11 @@ def counted(view: NodeView) -> str:
     return ""
 
 
+def shared(node: SlurmNode, request: JobRequest) -> list[str]:
+    """The job's partitions (`-p a,b`) that have the node: Slurm starts it in any of them."""
+    return [p for p in request.partition.split(",") if p in node.partitions]
+
+
 def barred(node: SlurmNode, request: JobRequest) -> str:
     """Why Slurm would not start the job on the node now, gpus and CPUs apart; empty if it would."""
     active = {r.name for r in node.reservations if r.active}

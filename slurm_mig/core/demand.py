@@ -190,7 +190,7 @@ def by_preemption(
 def _freed_by_preemption(view: NodeView, request: JobRequest) -> bool:
     """Would the node have the job's gpus without the jobs that it may preempt?"""
     node = view.slurm
-    if request.partition not in node.partitions or conditions.barred(node, request):
+    if not conditions.shared(node, request) or conditions.barred(node, request):
         return False
     if request.required_nodes and node.name not in request.required_nodes:
         return False

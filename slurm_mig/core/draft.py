@@ -219,7 +219,7 @@ class NodeDraft:
 def never(node: NodeView, request: JobRequest) -> str:
     """Why the job cannot run on the node, however its GPUs are cut; empty if it can."""
     slurm = node.slurm
-    if request.partition not in slurm.partitions:
+    if not conditions.shared(slurm, request):
         return f"{slurm.name} is not in partition {request.partition}"
     if request.required_nodes and slurm.name not in request.required_nodes:
         return f"the job asks for other nodes than {slurm.name}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from slurm_mig.core import geometry, withhold
+from slurm_mig.core import conditions, geometry, withhold
 from slurm_mig.core.changes import GpuChange, NodeChange, Plan, Refusal
 from slurm_mig.core.draft import NodeDraft, not_now
 from slurm_mig.core.model import (
@@ -102,7 +102,7 @@ def reshape_for(drafts: dict[str, NodeDraft], request: JobRequest) -> str | None
 
 def _impossible(drafts: Iterable[NodeDraft], request: JobRequest) -> str:
     """Says so when no GPU of the job's partition can ever have what it asks for."""
-    reachable = [d for d in drafts if request.partition in d.view.slurm.partitions]
+    reachable = [d for d in drafts if conditions.shared(d.view.slurm, request)]
     for gres_type in request.gpus:
         known = {
             p.name for d in reachable for g in d.view.gpus for p in g.profiles if d.may_be_cut(g)

@@ -373,3 +373,44 @@ def test_demand_that_changes_its_shape_again_and_again_does_not_oscillate(
                 views[change.node] = node([gpu(A100, 0, *part.target)], name=change.node)
                 changes += 1
     assert 2 <= changes <= 2 * (span / 1800 + 1)
+
+
+def apart() -> list[NodeView]:
+    """n1 is in partition main, n2 in left."""
+    first, second = pair()
+    return [first, replace(second, slurm=replace(second.slurm, partitions=frozenset({"left"})))]
+
+
+@pytest.mark.parametrize("by_group", [True, False])
+def test_a_job_of_two_partitions_causes_changes_through_the_one_that_is_not_excluded(
+    *, by_group: bool
+) -> None:
+    """`-p left,main`, and jobs of left cause no reshape: on n1 it counts as a job of main. It may
+    start on n2 as it is."""
+    views = apart()
+    group = GroupRules("front", exclude_partitions=frozenset({"left"}))
+    policy = Policy(of_group=dict.fromkeys(("n1", "n2"), group))
+    rules = policy.rules({}, 0.0) if by_group else Rules(exclude_partitions=frozenset({"left"}))
+    wants = [job(n, {"7g.40gb": 1}, partition="left,main") for n in (1, 2)]
+    made = plan(views, wants, rules=rules)
+    assert {c.node: c.serves for c in made.changes} == {"n1": (1,)}
+    assert "n2: policy: jobs of partition left cause no reshape" in reason(made, 2)
+    both = replace(views[1].slurm, partitions=frozenset({"left", "main"}))
+    assert served(plan([views[0], replace(views[1], slurm=both)], wants, rules=rules)) == [1, 2]
+    alone = [replace(r, partition="left") for r in wants]
+    assert not plan(views, alone, rules=rules).changes
+    neither = replace(rules, exclude_partitions=frozenset({"left", "main"}))
+    assert "policy: jobs of partition left,main cause no" in reason(
+        plan(views, wants, rules=neither), 1
+    )
+
+
+def test_a_groups_cap_does_not_count_a_job_of_two_partitions_that_may_not_change_it() -> None:
+    """n2 is in left alone, which the group excludes: the job of main and left goes to n1."""
+    group = GroupRules("front", per_user=1, exclude_partitions=frozenset({"left"}))
+    rules = Policy(of_group={"n2": group}).rules({}, 0.0)
+    views = apart()
+    views[1] = replace(views[1], slurm=replace(views[1].slurm, partitions=frozenset({"left", "r"})))
+    first = job(1, {"7g.40gb": 1}, user="eve", partition="main,left")
+    made = plan(views, [first, job(2, {"7g.40gb": 1}, user="eve", partition="r")], rules=rules)
+    assert {c.node: c.serves for c in made.changes} == {"n1": (1,), "n2": (2,)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from slurm_mig.core import demand, preemption
@@ -54,6 +56,8 @@ def test_jobs_that_preemption_starts_are_set_aside_for_a_while() -> None:
     assert demand.by_preemption([may], [full], now=110.0) == {
         1: "Slurm may start it by preempting job 7"
     }
+    both = replace(may, partition="other,main")
+    assert demand.by_preemption([both], [full], now=110.0).keys() == {1}
     late = 100 + demand.PREEMPTION_S + 1
     assert demand.by_preemption([may], [full], now=late) == {}
 

@@ -338,3 +338,19 @@ def test_what_goes_behind_a_fence_is_withheld_no_longer() -> None:
     assert fence.behind_fence
     assert fence.gpus[0].gpu == 1
     assert [(w.gpu, w.jobs) for w in fence.withheld] == [(0, (2,))]
+
+
+def test_a_job_of_several_partitions_is_waited_for_and_served_in_each() -> None:
+    """`-p other,main`, and the node is in main."""
+    view, wants = node([gpu(A100, 0, *ones())], {7: [0]}), job(1, {"7g.40gb": 1})
+    wants = replace(wants, partition="other,main")
+    for planned in (plan, planner.plan):
+        found = planned([view], [wants])
+        assert held(found) == {"n1": 6}
+        assert "GPU 0 of n1 is kept for it until job 7 ends" in found.refusals[0].reason
+        free = ended(after(view, only(found.changes)), 7)
+        assert only(planned([free], [wants]).changes).serves == (1,)
+    never = plan([view], [replace(wants, gpus={"9g.99gb": 1})]).refusals[0].reason
+    assert "partition other,main can ever be '9g.99gb'; possible: 1g.10gb" in never
+    elsewhere = plan([view], [replace(wants, partition="other,left")]).refusals[0].reason
+    assert "partition other,left can ever be" in elsewhere

@@ -68,7 +68,7 @@ class Explaining:
             self._looks -= len(names)
             for name in names:
                 draft, node = self._drafts[name], self._nodes.get(name)
-                own = unit.capped.get(name) or barred(self._rules, name, request)
+                own = unit.capped.get(name) or barred(self._rules, draft.view.slurm, request)
                 why = own or (
                     self._why.on_node(node, draft, request, self._still.get(name, ""))
                     if node

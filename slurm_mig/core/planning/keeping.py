@@ -62,7 +62,7 @@ class Keeping:
                 name
                 for name in holding.get(request.job_id, ())
                 if self._patience(name, request) is Patience.WITHHOLD
-                and not barred(self._rules, name, request)
+                and not self._barred(name, request)
             ]
             if names and not request.het_job:
                 worth = worth_of(request, slices, highest, self._rules.weights)
@@ -111,7 +111,7 @@ class Keeping:
             nearby = {
                 n: self._drafts[n]
                 for n in names
-                if self._patience(n, request) is patience and not barred(self._rules, n, request)
+                if self._patience(n, request) is patience and not self._barred(n, request)
             }
             asking = replace(request, patience=patience)
             kept = planner.wait_for(nearby, asking, self.fences, price)
@@ -120,6 +120,9 @@ class Keeping:
                 return kept
             found = found or kept
         return found
+
+    def _barred(self, name: str, request: JobRequest) -> str:
+        return barred(self._rules, self._drafts[name].view.slurm, request)
 
     def _patience(self, name: str, request: JobRequest) -> Patience:
         own = self._rules.patience.get(name)

@@ -120,7 +120,7 @@ class _Planning:
         started = {id(unit) for unit in startable}
         rest = [unit for unit in units if id(unit) not in started]
         demand = sieve.demand(rest, self._fleet, pools, self._rules, self._now, self._refuse)
-        if self._rules.barred or self._rules.caps:
+        if self._rules.apart:
             pools = pools_of(self._fleet, demand)
         staged, quality = best(self._fleet, pools, demand, self._rules)
         self._fill(staged, [*later, *(r for u in units for r in u.requests)], startable)

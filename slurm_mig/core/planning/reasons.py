@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from slurm_mig.core import conditions
 from slurm_mig.core.draft import NodeDraft, not_now
 from slurm_mig.core.model import JobRequest, NodeView, is_filler
 from slurm_mig.core.planning.node import Node
@@ -18,7 +19,7 @@ NAMED = 8
 
 def impossible(views: Sequence[NodeView], request: JobRequest) -> str:
     """Says so when no GPU of the job's partition can ever have what it asks for."""
-    here = [v for v in views if request.partition in v.slurm.partitions]
+    here = [v for v in views if conditions.shared(v.slurm, request)]
     known = {t for view in here for t in view.possible}
     known |= {d.type for view in here for d in view.slots if not is_filler(d.type)}
     known |= {t for view in here for t in view.whole_types.values()}

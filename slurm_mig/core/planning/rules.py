@@ -70,3 +70,8 @@ class Rules(SiteRules):
     """By node: users and partitions whose jobs cause no change there."""
     to_baseline: frozenset[tuple[str, int]] = frozenset()
     """GPUs that get their baseline back if nobody uses them or waits for what they are."""
+
+    @property
+    def apart(self) -> bool:
+        """Some jobs may cause changes on some of their nodes only."""
+        return bool(self.barred or self.caps or self.exclude_partitions)

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 
-from slurm_mig.core.model import JobRequest
+from slurm_mig.core import conditions
+from slurm_mig.core.model import JobRequest, SlurmNode
 from slurm_mig.core.planning.fleet import Fleet
 from slurm_mig.core.planning.looks import ending, where
 from slurm_mig.core.planning.rules import Caps, Rules
@@ -25,13 +26,26 @@ def demand(
     return _apart(kept, fleet, pools, rules)
 
 
-def barred(rules: Rules, name: str, request: JobRequest) -> str:
-    """Why the job may cause no change on the node, where its group says so."""
-    users, partitions = rules.barred.get(name, ((), ()))
+def excluded(rules: Rules, request: JobRequest) -> str:
+    """Why the job may cause no change anywhere; empty where one of its partitions may."""
+    if request.user in rules.exclude_users:
+        return f"policy: jobs of user {request.user} cause no reshape"
+    if rules.exclude_partitions.issuperset(request.partition.split(",")):
+        return f"policy: jobs of partition {request.partition} cause no reshape"
+    return ""
+
+
+def barred(rules: Rules, node: SlurmNode, request: JobRequest) -> str:
+    """Why the job may cause no change on the node: its group says so, or it could run there only
+    as a job of a partition that is excluded."""
+    users, partitions = rules.barred.get(node.name, ((), ()))
     if request.user in users:
-        return f"{name}: policy: jobs of user {request.user} cause no reshape"
-    if request.partition in partitions:
-        return f"{name}: policy: jobs of partition {request.partition} cause no reshape"
+        return f"{node.name}: policy: jobs of user {request.user} cause no reshape"
+    if not (partitions or rules.exclude_partitions):
+        return ""
+    through = conditions.shared(node, request)
+    if through and all(p in partitions or p in rules.exclude_partitions for p in through):
+        return f"{node.name}: policy: jobs of partition {','.join(through)} cause no reshape"
     return ""
 
 
@@ -68,8 +82,8 @@ def _capped(units: Sequence[Unit], rules: Rules, refuse: Refuse) -> list[Unit]:
     kept = []
     for unit in units:
         request = unit.requests[0]
-        if excluded := _excluded(rules, request):
-            refuse(unit, excluded)
+        if why := excluded(rules, request):
+            refuse(unit, why)
             continue
         if over := _over(count, request, rules.per_user, rules.per_account):
             refuse(unit, over)
@@ -102,17 +116,21 @@ class _GroupCaps:
         for name, caps in rules.caps.items():
             self._nodes.setdefault(id(caps), []).append(name)
         self._count: dict[int, Counter[tuple[str, str]]] = {}
-        self._reached: dict[Size, list[Caps]] = {}
+        self._reached: dict[Size, list[tuple[Caps, list[SlurmNode]]]] = {}
+        self._barred: dict[tuple[int, Size, str], bool] = {}
         self._said: dict[tuple[tuple[int, str], ...], dict[str, str]] = {}
 
     def capped(self, unit: Unit) -> Mapping[str, str]:
         """The nodes of groups whose cap is reached, and why; one object for the same."""
         found: list[tuple[int, str]] = []
         request = unit.requests[0]
-        groups = {id(caps): caps for size in unit.sizes for caps in self._groups(size)}
+        groups = {
+            id(caps): caps
+            for size in unit.sizes
+            for caps, nodes in self._groups(size)
+            if not self._all_barred(caps, nodes, size, request)
+        }
         for caps in groups.values():
-            if barred(self._rules, self._nodes[id(caps)][0], request):
-                continue
             count = self._count.setdefault(id(caps), Counter())
             if over := _over(count, request, caps.per_user, caps.per_account):
                 found.append((id(caps), f"group {caps.group}: {over}"))
@@ -120,40 +138,43 @@ class _GroupCaps:
             self._said[key] = {name: why for of, why in found for name in self._nodes[of]}
         return self._said[key]
 
-    def _groups(self, size: Size) -> list[Caps]:
-        """The groups of the nodes that such a job could use."""
+    def _groups(self, size: Size) -> list[tuple[Caps, list[SlurmNode]]]:
+        """The groups with nodes that such a job could use, and those nodes."""
         if size not in self._reached:
-            nodes = self._fleet.nodes
-            names = (
-                nodes[at].name
-                for pool in self._pools.eligible(size)
-                for at in self._pools.nodes[pool]
-            )
-            of_nodes = (self._rules.caps[name] for name in names if name in self._rules.caps)
-            self._reached[size] = list({id(caps): caps for caps in of_nodes}.values())
+            found: dict[int, tuple[Caps, list[SlurmNode]]] = {}
+            for pool in self._pools.eligible(size):
+                for at in self._pools.nodes[pool]:
+                    node = self._fleet.nodes[at]
+                    if caps := self._rules.caps.get(node.name):
+                        found.setdefault(id(caps), (caps, []))[1].append(node.view.slurm)
+            self._reached[size] = list(found.values())
         return self._reached[size]
 
-
-def _excluded(rules: Rules, request: JobRequest) -> str:
-    if request.user in rules.exclude_users:
-        return f"policy: jobs of user {request.user} cause no reshape"
-    if request.partition in rules.exclude_partitions:
-        return f"policy: jobs of partition {request.partition} cause no reshape"
-    return ""
+    def _all_barred(
+        self, caps: Caps, nodes: Sequence[SlurmNode], size: Size, request: JobRequest
+    ) -> bool:
+        """The job may cause no change on any of these nodes of the group."""
+        key = id(caps), size, request.user
+        if key not in self._barred:
+            self._barred[key] = all(barred(self._rules, node, request) for node in nodes)
+        return self._barred[key]
 
 
 def _apart(units: Sequence[Unit], fleet: Fleet, pools: Pools, rules: Rules) -> list[Unit]:
     """The units without the nodes on which they may cause no change."""
-    if not (rules.barred or rules.caps):
+    if not rules.apart:
         return list(units)
     counting = _GroupCaps(fleet, pools, rules)
     capped = [counting.capped(unit) for unit in units]
     known: dict[Hashable, frozenset[str]] = {}
+    nodes = [node.view.slurm for node in fleet.nodes]
+    if not rules.exclude_partitions:
+        nodes = [node for node in nodes if node.name in rules.barred]
 
     def left_out(request: JobRequest, over: Mapping[str, str]) -> frozenset[str]:
         key = request.excluded_nodes, id(over), request.user, request.partition
         if key not in known:
-            named = (name for name in rules.barred if barred(rules, name, request))
+            named = (node.name for node in nodes if barred(rules, node, request))
             known[key] = request.excluded_nodes.union(over, named)
         return known[key]
 

@@ -126,7 +126,7 @@ def admits(node: SlurmNode, request: JobRequest) -> bool:
         return False
     if request.required_nodes and node.name not in request.required_nodes:
         return False
-    if not any(p in node.partitions for p in request.partition.split(",")):
+    if not conditions.shared(node, request):
         return False
     if request.features and not any(wanted <= node.features for wanted in request.features):
         return False
