@@ -138,8 +138,10 @@ def shorten(files: tuple[str, ...]) -> str:
 SHAPE = (
     "CPUs", "Boards", "SocketsPerBoard", "Sockets", "CoresPerSocket", "ThreadsPerCore",
     "RealMemory", "TmpDisk", "CoreSpecCount", "MemSpecLimit", "Features", "Feature",
+    "Topology",
 )  # fmt: skip
-"""What of a NodeName line decides whether a job fits, beside its gpus."""
+"""What of a NodeName line decides whether a job fits, beside its gpus. With a topology plugin a
+node that is nowhere in the topology takes no job."""
 
 
 @dataclass(frozen=True)

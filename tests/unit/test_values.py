@@ -83,7 +83,7 @@ def test_our_files() -> None:
 def test_the_catalog_has_a_record_for_every_shape_in_its_own_partitions() -> None:
     one = replace(managed(), partitions=("main", "a"))
     alike = replace(one, name="n2", partitions=("b",))
-    large = replace(one, name="n3", attributes={"CPUs": "64", "feature": "big"})
+    large = replace(one, name="n3", attributes={"CPUs": "64", "feature": "big", "Topology": "t:s1"})
     other = replace(one, name="n4", most={"1g.6gb": 4})
     records = publish.Catalog("cat", 2).records([other, large, alike, one])
     assert [(r.name, r.partitions, r.like) for r in records] == [
@@ -92,7 +92,7 @@ def test_the_catalog_has_a_record_for_every_shape_in_its_own_partitions() -> Non
         ("cat-3", ("a", "main"), ("n3",)),
         ("cat-4", ("a", "main"), ("n4",)),
     ]
-    assert " CPUs=64 Feature=big Gres=" in records[2].line
+    assert " CPUs=64 Feature=big Topology=t:s1 Gres=" in records[2].line
     assert "Gres=gpu:1g.6gb:4 " in records[3].line
     assert publish.Catalog().records([one]) == []
 
