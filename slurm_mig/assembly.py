@@ -5,6 +5,7 @@ Called by the command line on the controller. Imports of heavy libraries happen 
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -31,11 +32,13 @@ from slurm_mig.enrolment import Enrolment
 from slurm_mig.errors import ConfigError
 from slurm_mig.executor import Executor
 from slurm_mig.monitor import Monitor
-from slurm_mig.newnode import Whole, managed_node
+from slurm_mig.newnode import Whole, managed_node, not_taken_over
 from slurm_mig.noderun import Limits
 from slurm_mig.reconciler import Reconciler
 from slurm_mig.sitefiles import refuse_other_way, refuse_unsupported, unsupported
 from slurm_mig.siterules import group_rules, planning_rules
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -202,6 +205,9 @@ class Assembly:
             site, name, facts, self.settings.node.caps_dir, whole, own, claims,
             slotted=group.slots if group else True,
         )  # fmt: skip
+        lines = [*site.gres_lines(name), *own]
+        if lost := not_taken_over(name, node, site.autodetect(name), lines):
+            log.warning("%s", lost)
         return replace(node, explicit=self.settings.submit.exclusive == "explicit")
 
 

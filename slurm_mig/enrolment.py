@@ -81,6 +81,7 @@ class Enrolment:
         for name in names:
             if name in managed:
                 raise UsageError(f"{name} is already enrolled; nothing was changed")
+        self._must_last(names)
         facts = self._facts(names)
         return [build(name, facts[name]) for name in names]
 
@@ -117,6 +118,18 @@ class Enrolment:
             if states & (conditions.NOT_TOUCHED - conditions.MAINTENANCE):
                 raise BusyError(f"{name} is {'+'.join(sorted(states))}; nothing was changed")
 
+    def _must_last(self, names: Sequence[str]) -> None:
+        """A cloud node begins anew at each power-up, without the record that makes its instances
+        again: slurmd would look for device files that are not there, and end."""
+        shown = self._cluster.nodes()
+        for name in names:
+            if "CLOUD" in shown[name].states:
+                raise UsageError(
+                    f"{name} is a CLOUD node; nothing was changed",
+                    hint="Only a node whose disk outlives a boot can be enrolled: its state "
+                    "directory has what its GPUs are to be.",
+                )
+
     def _facts(self, names: Sequence[str]) -> dict[str, NodeFacts]:
         found = {}
         for name, facts in self._nodes.observe(names).items():
@@ -149,7 +162,7 @@ class Enrolment:
     ) -> None:
         """Fence, wait for an empty node, write, reconfigure, verify, release; or undo."""
         fenced: list[str] = []
-        written = False
+        written = told = False
         try:
             for name in names:
                 self._fence(name)
@@ -161,16 +174,30 @@ class Enrolment:
                 self._nodes.prepare(node.name, node.slots)
             written = True
             self._commit(target, names)
+            told = True
             self._apply(names, new, timing)
         except SlurmMigError:
-            if written:
-                self._commit(before, names)
-                self._cluster.reconfigure()
-            for name in fenced:
-                self._resume(name)
+            if not written or self._put_back(before, names, told=told):
+                for name in fenced:
+                    self._resume(name)
             raise
         for name in names:
             self._release(name, timing)
+
+    def _put_back(self, before: Sequence[ManagedNode], names: Sequence[str], *, told: bool) -> bool:
+        """Files and slurmctld as before; may the nodes be used again? Where the files cannot be
+        written (a full disk, a file system that root may not write), they may as long as slurmctld
+        has not been told of the new ones."""
+        try:
+            self._commit(before, names)
+            self._cluster.reconfigure()
+        except SlurmMigError as error:
+            state = "left drained" if told else "used as before"
+            log.error(
+                "what was written could not be undone: %s; %s: %s", error, state, ", ".join(names)
+            )
+            return not told
+        return True
 
     def _fence(self, name: str) -> None:
         node = self._cluster.node(name)

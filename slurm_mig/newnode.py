@@ -90,6 +90,24 @@ def managed_node(
     )
 
 
+def not_taken_over(
+    name: str, node: ManagedNode, autodetect: str | None, lines: Sequence[Any]
+) -> str:
+    """What the site's gres.conf says of the node's gpus that its slots will not have; empty when
+    they have all. `autodetect` is what is in force for the node."""
+    lost = []
+    if (autodetect or "off").lower() != "off" and len(node.cores) < len(node.cards):
+        lost.append(f"the cores near each GPU, which AutoDetect={autodetect} finds")
+    lost += [key for key in ("Links", "Flags") if any(_attribute(line, key) for line in lines)]
+    if not lost:
+        return ""
+    return (
+        f"{name}: its gres.conf lines will be without {', '.join(lost)}; to have jobs placed by "
+        "cores, write `Cores=` on lines with `File=` before `enrol` (`leave` the node first if it "
+        "is enrolled)"
+    )
+
+
 def _other_gres(value: str) -> str:
     """The entries of a Gres value that are not about gpus."""
     entries = (entry.strip() for entry in re.split(r",(?![^(]*\))", value))
