@@ -45,7 +45,7 @@ def test_indexes_of_a_job() -> None:
 
 RACKS = ("r1n1", "r1n2", "r2n1", "r2n2", "r2n3")
 DETAILS = [f"gpu:1g.5gb:1(IDX:{index})" for index in (1, 0, 0, 2, 0)]
-BY_RACK = list(zip(RACKS, ({1}, {0}, {0}, {2}, {0}), strict=True))
+BY_RACK = [(name, frozenset({n})) for name, n in zip(RACKS, (1, 0, 0, 2, 0), strict=True)]
 
 
 @pytest.mark.parametrize(
@@ -64,9 +64,9 @@ def test_a_jobs_gpus_by_node(resources: Mapping[str, object]) -> None:
 
 
 def test_all_gpus_of_a_job_are_busy_where_slurm_does_not_say_which_node_has_which() -> None:
-    for unsaid in ({}, {"job_resources": None}, {"job_resources": {"nodes": {"allocation": []}}}):
-        job = {"nodes": "r1n[1-2],r2n[1-3]", "gres_detail": DETAILS, **unsaid}
-        assert demand.gpus_by_node(job) == [(name, {0, 1, 2}) for name in RACKS]
+    for unsaid in (None, {}, {"nodes": {"allocation": []}}):
+        job = {"nodes": "r1n[1-2],r2n[1-3]", "gres_detail": DETAILS, "job_resources": unsaid}
+        assert demand.gpus_by_node(job) == [(name, frozenset({0, 1, 2})) for name in RACKS]
 
 
 def test_a_job_without_gpus_has_none_anywhere() -> None:
