@@ -63,10 +63,12 @@ def test_a_jobs_gpus_by_node(resources: Mapping[str, object]) -> None:
         assert demand.gpus_by_node(job) == BY_RACK
 
 
-def test_all_gpus_of_a_job_are_busy_where_slurm_does_not_say_which_node_has_which() -> None:
-    for unsaid in (None, {}, {"nodes": {"allocation": []}}):
-        job = {"nodes": "r1n[1-2],r2n[1-3]", "gres_detail": DETAILS, "job_resources": unsaid}
-        assert demand.gpus_by_node(job) == [(name, frozenset({0, 1, 2})) for name in RACKS]
+@pytest.mark.parametrize("unsaid", [None, {}, {"nodes": {"allocation": []}}])
+def test_all_gpus_of_a_job_are_busy_where_slurm_does_not_say_which_node_has_which(
+    unsaid: Mapping[str, object] | None,
+) -> None:
+    job = {"nodes": "r1n[1-2],r2n[1-3]", "gres_detail": DETAILS, "job_resources": unsaid}
+    assert demand.gpus_by_node(job) == [(name, frozenset({0, 1, 2})) for name in RACKS]
 
 
 def test_a_job_without_gpus_has_none_anywhere() -> None:
